@@ -1,0 +1,1 @@
+"""The vocabulary of an audit: types, metrics, configuration, randomness, artefacts. No torch, no attacks, no datasets."""

@@ -1,0 +1,87 @@
+"""Names in YAML -> functions. A function's keyword-only arguments are the schema of its YAML block."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+
+class Registry(dict[str, Callable]):
+    """Functions by name. What the pipeline supplies is positional; what a user may write is keyword-only.
+
+    Annotate keyword-only arguments with their bounds (`Annotated[float, Gt(0)]`): the signature is the
+    schema, the default and the documentation. Registration is an explicit decorator in an explicitly
+    imported file; nothing in a YAML file can import code. Names match whatever their case.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.facts: dict[str, dict[str, Any]] = {}
+
+    def register(self, name: str, **facts: Any) -> Callable[[Callable], Callable]:
+        """Add a function under `name`, with facts about it that the pipeline asks for (see `fact`)."""
+
+        def add(fn: Callable) -> Callable:
+            if known := self.find(name):
+                raise ValueError(f"{self.kind} {name!r} is in {self[known].__module__} and {fn.__module__}")
+            self[name] = fn
+            self.facts[name] = facts
+            return fn
+
+        return add
+
+    def find(self, name: str) -> str | None:
+        """The registered spelling of `name`, or None. `Prefix/*` entries match any name with that prefix."""
+        folded = name.casefold()
+        exact = next((known for known in self if known.casefold() == folded), None)
+        return exact or next((k for k in self if k.endswith("/*") and folded.startswith(k[:-1].casefold())), None)
+
+    def __missing__(self, name: str) -> Callable:
+        if known := self.find(name):
+            return self[known]
+        raise KeyError(self.unknown(name))
+
+    def unknown(self, name: str) -> str:
+        """The message for a name that is not here, with what may have been meant."""
+        by_folded = {known.casefold(): known for known in self}
+        near = [by_folded[folded] for folded in get_close_matches(name.casefold(), by_folded)]
+        if near:
+            return f"no {self.kind} is called {name!r}; did you mean {' or '.join(map(repr, near))}?"
+        return f"no {self.kind} is called {name!r}; there are: {', '.join(sorted(self, key=str.casefold))}"
+
+    def fact(self, name: str, key: str, default: Any = None) -> Any:
+        """A fact given at registration, e.g. `ATTACKS.fact("LiRA", "needs_references")`."""
+        return self.facts[self.find(name) or name].get(key, default)
+
+    def schema(self, name: str) -> type[BaseModel]:
+        """The pydantic model of the settings a user may write for `name`."""
+        return _schema(self[name], name)
+
+    def bind(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of `name`, checked and completed with defaults. Raises pydantic.ValidationError."""
+        checked = self.schema(name)(**settings)
+        return {field: getattr(checked, field) for field in type(checked).model_fields}
+
+
+@lru_cache(maxsize=None)
+def _schema(fn: Callable, name: str) -> type[BaseModel]:
+    keywords = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    fields: dict[str, Any] = {p.name: (_type(p.annotation, fn), ... if p.default is p.empty else p.default) for p in keywords}
+    return create_model(name, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
+
+
+def _type(annotation: Any, fn: Callable) -> Any:
+    """Only keyword-only annotations are evaluated, so that positional ones may name torch without importing it."""
+    return eval(annotation, inspect.unwrap(fn).__globals__) if isinstance(annotation, str) else annotation
+
+
+DATASETS = Registry("dataset")
+MODELS = Registry("model")
+TRAINERS = Registry("trainer")
+ATTACKS = Registry("attack")

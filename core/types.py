@@ -1,0 +1,220 @@
+"""The arrays of an audit, their axes, and the few types that keep an attack honest.
+
+Glossary of axes, used in every shape of this code base:
+
+    M  models              T  target models        R  reference models of one target
+    D  records of the pool N  audited points       P  population points
+    Q  queries (augmentations) of a point          K  samples of a range
+
+**Rows are models, columns are points, always.** Scores: larger = more likely a member.
+
+The stored signal of a classifier is the log-odds of the true label, `z_y - logsumexp(z_{j != y})`, in
+float32. It does not saturate, and probability `sigmoid(s)` and loss `softplus(-s)` follow from it exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from numpy import ndarray as Array
+
+
+@dataclass(frozen=True)
+class Records:
+    """Labelled records: images as uint8 (n, C, H, W), features as float32 (n, d); labels int64 (n,)."""
+
+    x: Shaped[Array, "n ..."]
+    y: Int[Array, " n"]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class AuditData:
+    """A dataset as an audit needs it: a pool that models train on and a disjoint population.
+
+    mean, std: public constants per channel (or one for all features), in the units of `x`; models see
+        `(x - mean) / std`. Never estimated from the pool: that would let non-members into a model.
+    """
+
+    pool: Records
+    population: Records
+    num_classes: int
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one record: (C, H, W) of an image, (d,) of a feature vector."""
+        return tuple(self.pool.x.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.input_shape) == 3
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Which confidence of the true label y is taken from a model's logits z, as log-odds in float32.
+
+    With u = z / temperature:
+        kind "log_odds":  u_y - logsumexp_{j != y} u_j            (softmax; margin and order unused)
+        kind "taylor":    log t(u_y - margin) - log sum_{j != y} t(u_j),   t(v) = sum_{i <= order} v^i / i!
+        kind "modified_entropy": minus Mentr of Song & Mittal (2021), eq. 8, so that larger = more confident
+    A Taylor order must be even: odd truncations can be negative. `sigmoid` of the first two is a probability.
+    """
+
+    kind: str = "log_odds"
+    temperature: float = 1.0
+    margin: float = 0.0
+    order: int = 0
+
+    @property
+    def name(self) -> str:
+        """The column's name in files: `log_odds`, `log_odds_T2`, `taylor_T2_m0.6_n4`."""
+        parts = [self.kind]
+        if self.temperature != 1.0:
+            parts.append(f"T{self.temperature:g}")
+        if self.kind == "taylor":
+            parts += [f"m{self.margin:g}", f"n{self.order}"]
+        return "_".join(parts)
+
+
+LOG_ODDS = Signal()
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an attacker may see of one target model. It has no field for the target's membership.
+
+    The references never include the target's twin (the model trained on the complementary half), whose
+    membership would give the target's away. All arrays are of one signal, `LOG_ODDS` unless it is an entry
+    of `also`, which holds the same evidence in other signals, by `Signal.name`.
+    """
+
+    target: Float[Array, "Q N"]
+    references: Float[Array, "R Q N"]
+    trained_on: Bool[Array, "R N"]
+    population: Float[Array, "Q P"]
+    population_references: Float[Array, "R Q P"]
+    also: Mapping[str, Evidence] = field(default_factory=dict)
+
+    def signal(self, signal: Signal) -> Evidence:
+        """The same evidence in another signal."""
+        if signal == LOG_ODDS:
+            return self
+        if signal.name not in self.also:
+            raise KeyError(f"signal {signal.name!r} was not computed; there are: {', '.join(['log_odds', *self.also])}")
+        return self.also[signal.name]
+
+    def twins(self) -> Bool[Array, "R R"]:
+        """twins[r, s]: the membership of reference s settles that of r: it is the same, or the complement."""
+        rows = [(inside.tobytes(), outside.tobytes()) for inside, outside in zip(*self._packed(), strict=True)]
+        kinds = {row: kind for kind, row in enumerate(dict.fromkeys(min(row, row[::-1]) for row in rows))}
+        kind = np.array([kinds[min(row, row[::-1])] for row in rows], dtype=int)
+        return kind[:, None] == kind[None, :]
+
+    def _packed(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.packbits(self.trained_on, axis=1), np.packbits(~self.trained_on, axis=1)
+
+    def rehearsals(self, limit: int | None = None) -> Iterator[tuple[Evidence, Bool[Array, " N"]]]:
+        """For each reference: the evidence of attacking it with the others, and its known membership.
+
+        The rehearsed reference's twins are left out, as the target's are. The one primitive behind every
+        tuned parameter: what is chosen, is chosen here, and never by looking at the target.
+        At most `limit` rehearsals, evenly spread over the references. Yields nothing where no reference
+        would remain (fewer than two pairs): the caller must then say what it falls back on.
+        """
+        twins = self.twins()
+        chosen = np.arange(len(self.trained_on))
+        if limit is not None and limit < len(chosen):
+            chosen = np.unique(np.linspace(0, len(chosen) - 1, limit).round().astype(int))
+        for r in chosen:
+            if (~twins[r]).any():
+                yield self._rehearse(int(r), ~twins[r]), self.trained_on[r]
+
+    def _rehearse(self, r: int, others: Bool[Array, " R"]) -> Evidence:
+        return replace(
+            self,
+            target=self.references[r],
+            references=self.references[others],
+            trained_on=self.trained_on[others],
+            population=self.population_references[r],
+            population_references=self.population_references[others],
+            also={name: evidence._rehearse(r, others) for name, evidence in self.also.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which models there are, who trained on what, and who is whose reference.
+
+    Models 2p and 2p + 1 are twins: they share out the pool in two halves, so that every record is IN for
+    exactly one of the two. Targets are models 0 .. T - 1.
+    """
+
+    member: Bool[Array, "M D"]
+    references: tuple[tuple[int, ...], ...]  # of each target: model ids, whole pairs, never its own
+
+    @property
+    def targets(self) -> range:
+        return range(len(self.references))
+
+    @property
+    def models(self) -> tuple[int, ...]:
+        """The models that must exist: a lone target's twin is planned, but never trained."""
+        return tuple(sorted({*self.targets, *(model for of_target in self.references for model in of_target)}))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Roc:
+    """Achieved operating points of `guess member if score >= threshold`, from none guessed to all guessed.
+
+    One point per distinct score, after (0, 0) at threshold +inf. A step function: nothing between the
+    points is achievable, so nothing interpolates.
+    """
+
+    fpr: Float[Array, " points"]
+    tpr: Float[Array, " points"]
+    threshold: Float[Array, " points"]
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The largest TPR achieved at an FPR of at most `nominal_fpr`."""
+
+    nominal_fpr: float
+    threshold: float
+    fpr: Estimate  # achieved on these non-members, with its interval
+    tpr: Estimate  # achieved on these members, with an interval that includes the threshold's noise
+    resolvable: bool  # nominal_fpr * non-members >= 10: below, the number says more about n than about the attack
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is reported of one attack on one target."""
+
+    members: int
+    non_members: int
+    level: float  # of every interval in it, e.g. 0.95
+    auc: Estimate
+    balanced_accuracy: float  # at the best threshold in hindsight: an attacker does not have it
+    at_fpr: tuple[OperatingPoint, ...]  # one for each nominal FPR asked for, 0 included
+    certified_fpr: float  # upper limit of the FPR of a threshold with no false positive among these non-members
+
+
+Settings = Mapping[str, Any]

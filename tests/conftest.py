@@ -1,0 +1,26 @@
+"""Shapes are executed: every jaxtyping annotation of core/, modules/ and audit/ is checked while tests run."""
+
+import warnings
+
+from jaxtyping import install_import_hook
+
+# The `float` of an annotation accepts an int, as the language says (PEP 484).
+import beartype  # noqa: F401  (must exist before the hook names it)
+
+hook = install_import_hook(["core", "modules", "audit", "dataset", "trainers", "models"], "tests.checker.check")
+
+import pytest  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked gpu skip where there is no CUDA device."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+warnings.filterwarnings("default", category=DeprecationWarning, module="torch")
