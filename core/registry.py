@@ -72,7 +72,9 @@ class Registry(dict[str, Callable]):
 @lru_cache(maxsize=None)
 def _schema(fn: Callable, name: str) -> type[BaseModel]:
     keywords = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    fields: dict[str, Any] = {p.name: (_type(p.annotation, fn), ... if p.default is p.empty else p.default) for p in keywords}
+    fields: dict[str, Any] = {
+        p.name: (_type(p.annotation, fn), ... if p.default is p.empty else p.default) for p in keywords
+    }
     return create_model(name, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
 
 

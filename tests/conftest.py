@@ -1,11 +1,10 @@
-"""Shapes are executed: every jaxtyping annotation of core/, modules/ and audit/ is checked while tests run."""
+"""Shapes are executed: every jaxtyping annotation of core/, modules/ and the rest is checked while tests run."""
 
 import warnings
 
 from jaxtyping import install_import_hook
 
-# The `float` of an annotation accepts an int, as the language says (PEP 484).
-import beartype  # noqa: F401  (must exist before the hook names it)
+import tests.checker  # noqa: F401  (the hook finds it by name)
 
 hook = install_import_hook(["core", "modules", "audit", "dataset", "trainers", "models"], "tests.checker.check")
 

@@ -1,0 +1,175 @@
+"""The pipeline, in the order it runs: plan -> models -> signals -> attacks -> report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from audit.results import AttackResult, AuditResult, TargetResult
+from audit.session import Session, device_of, environment, make_reproducible, prepare
+from audit.signals import compute_missing, evidence, missing_signals, signals_of
+from audit.training import missing_models, model_rows, train_missing
+from core import rundir
+from core.config import Call, Config
+from core.log import collected
+from core.metrics import roc, summarise
+from core.registry import ATTACKS
+from core.types import Evidence
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config) -> AuditResult:
+    """Do whatever of the run is not done yet, and write the report. Raises UserError for what the user can mend."""
+    timings: list[tuple[str, float]] = []
+    make_reproducible(config.run.threads)
+    train_device, audit_device = device_of(config, "train"), device_of(config, "audit")
+    for warning in config.warnings():
+        log.warning(warning)
+    with _timed("load the dataset", timings):
+        session = prepare(config)
+        _check_model(session)
+    log.info(
+        "%s: pool %d, population %d, auditing %d points; trained on %s, queried on %s",
+        *(config.dataset.name, len(session.data.pool), len(session.data.population), len(session.points)),
+        *(train_device, audit_device),
+    )
+    with rundir.lock(config.run.log_dir):
+        missing_models(session)  # refuses a run directory of other settings before anything is written
+        rundir.write_text(config.run.log_dir / "config.yaml", config.source.text)
+        rundir.write_json(config.run.log_dir / "environment.json", environment(train_device))
+        with _timed("train models", timings):
+            train_missing(session, train_device)
+        with _timed("compute signals", timings):
+            compute_missing(session, audit_device)
+        with _timed("run attacks", timings):
+            targets = tuple(audit_target(session, target) for target in session.plan.targets)
+        result = _result(session, targets, timings, environment(train_device))
+        from audit.report import write_report
+
+        start = time.perf_counter()
+        write_report(result, config.report_dir)
+        log.info("report: %.1f s, in %s", time.perf_counter() - start, config.report_dir)
+    return result
+
+
+@contextmanager
+def _timed(stage: str, timings: list[tuple[str, float]]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings.append((stage, time.perf_counter() - start))
+
+
+def audit_target(session: Session, target: int) -> TargetResult:
+    """Every attack on one target. Only here, after the scores are fixed, is its membership looked up."""
+    calls = session.config.attacks
+    names = [call.name for call in calls]
+    seen = evidence(session, target)
+    attacked = [_attack(session.config, call, seen) for call in calls]
+    member = session.plan.member[target, session.points]
+    if member.all() or not member.any():
+        some = "all" if member.any() else "none"
+        raise session.config.error(
+            "audit.data_size", f"{some} of the points are members of model {target}: take more points"
+        )
+    results = []
+    for call, (scores, notes, seconds) in zip(calls, attacked, strict=True):
+        label = call.name if names.count(call.name) == 1 else call.label
+        summary = summarise(scores, member)
+        results.append(AttackResult(label, call.settings, scores, roc(scores, member), summary, notes, seconds))
+        low, high = summary.auc.low, summary.auc.high
+        log.info("target %d  %-14s AUC %.4f [%.4f, %.4f]  %.2f s", target, label, summary.auc.value, low, high, seconds)
+    return TargetResult(target, member, tuple(results))
+
+
+def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tuple[str, ...], float]:
+    """Scores (N,), what the attack says it chose, seconds."""
+    start = time.perf_counter()
+    try:
+        with collected("modules") as notes:
+            scores = ATTACKS[call.name](seen, **call.settings)
+    except ValueError as error:
+        raise config.error("audit.algorithm", f"{call.label}: {error}") from error
+    scores = np.asarray(scores)
+    if scores.shape != seen.target.shape[1:] or np.isnan(scores).any():
+        raise config.error("audit.algorithm", f"{call.label} gave scores of shape {scores.shape}, or NaN")
+    return scores, tuple(notes), time.perf_counter() - start
+
+
+def _check_model(session: Session) -> None:
+    import models
+
+    config, data = session.config, session.data
+    try:
+        models.check(config.model.name, config.model.settings, data.input_shape, data.num_classes)
+    except ValueError as error:
+        raise config.error("train.model_name", str(error)) from None
+
+
+def _result(
+    session: Session, targets: tuple[TargetResult, ...], timings: list[tuple[str, float]], where: dict[str, Any]
+) -> AuditResult:
+    config = session.config
+    return AuditResult(
+        targets=targets,
+        points=session.points,
+        labels=session.data.pool.y[session.points],
+        models=tuple(model_rows(session)),
+        dataset=config.dataset.name,
+        population=len(session.population),
+        queries=config.audit.queries,
+        config=config.source.text,
+        environment=where,
+        timings=tuple(timings) if config.run.time_log else (),
+        warnings=tuple(config.warnings()),
+    )
+
+
+def check(config: Config) -> str:
+    """What a run would do, and what of it is done. Raises UserError as the run would; writes nothing."""
+    import models
+
+    make_reproducible(config.run.threads)
+    device_of(config, "train"), device_of(config, "audit")
+    session = prepare(config)
+    _check_model(session)
+    to_train = missing_models(session)
+    data, plan = session.data, session.plan
+    network = models.build(
+        config.model.name, config.model.settings, data.input_shape, data.num_classes, np.random.default_rng(0)
+    )
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    points = len(session.points) + len(session.population)
+    signals = 4 * points * config.audit.queries * len(signals_of(config.attacks))
+    rows = max(len(references) for references in plan.references) + 1
+    memory = data.pool.x.nbytes + data.population.x.nbytes + 4 * weights + rows * signals
+    lines = [
+        *config.warnings(),
+        f"data      {config.dataset.name}: pool {len(data.pool)}, population {len(data.population)}, "
+        f"{data.num_classes} classes, records {data.input_shape}",
+        f"audit     {len(session.points)} points and {len(session.population)} population points, "
+        f"{config.audit.queries} queries each, by {', '.join(call.label for call in config.attacks)}",
+        f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): {len(plan.targets)} targets, "
+        f"{config.audit.num_ref_models} pairs of references each",
+        f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
+        f"disk      about {_size(len(plan.models) * (weights + signals))} in {config.run.log_dir}",
+        f"memory    about {_size(memory)} beside what torch needs itself",
+    ]
+    if not to_train:
+        lines.append(
+            f"signals   {len(plan.models) - len(missing_signals(session))} models asked, {len(missing_signals(session))} to ask"
+        )
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,38 @@
+"""Which models to train, on which halves, and whose references they are."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray as Array
+
+from core.rng import stream
+from core.types import Plan
+
+
+def make_plan(pool_size: int, targets: int, reference_pairs: int, seed: int) -> Plan:
+    """Pairs of models on complementary random halves of the pool; `targets` of the models are audited.
+
+    A target's references are the first `reference_pairs` pairs other than its own, so that each audited
+    point is IN for exactly half of them. Targets serve as each other's references. Asking for more targets
+    or more references later leaves every model already planned as it is.
+    """
+    pairs = max((targets + 1) // 2, reference_pairs + 1 if reference_pairs else 0)
+    member = np.zeros((2 * pairs, pool_size), dtype=bool)
+    for pair in range(pairs):
+        half = stream(seed, "membership", pair).permutation(pool_size)[: pool_size // 2]
+        member[2 * pair, half] = True
+        member[2 * pair + 1] = ~member[2 * pair]
+    return Plan(member, tuple(_references(t // 2, reference_pairs) for t in range(targets)))
+
+
+def _references(own_pair: int, count: int) -> tuple[int, ...]:
+    pairs = [pair for pair in range(count + 1) if pair != own_pair][:count]
+    return tuple(model for pair in pairs for model in (2 * pair, 2 * pair + 1))
+
+
+def choose(size: int, count: int | None, seed: int, purpose: str) -> Int[Array, " count"]:
+    """`count` of `size` indices, sorted; all of them if `count` is None. Never looks at anyone's membership."""
+    if count is None or count == size:
+        return np.arange(size)
+    return np.sort(stream(seed, purpose).choice(size, count, replace=False))

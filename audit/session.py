@@ -1,0 +1,122 @@
+"""What a run works on: the data, the plan, the chosen points, the device. Made before anything is written."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Int
+from numpy import ndarray as Array
+
+from audit.plan import choose, make_plan
+from core.config import Config
+from core.registry import DATASETS
+from core.rundir import digest
+from core.types import AuditData, Plan
+
+
+@dataclass(frozen=True)
+class Session:
+    config: Config
+    data: AuditData
+    plan: Plan
+    points: Int[Array, " N"]  # indices into the pool
+    population: Int[Array, " P"]  # indices into the population
+    pool_digest: str
+    population_digest: str
+
+
+def prepare(config: Config) -> Session:
+    """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing."""
+    data = DATASETS[config.dataset.name](config.data.data_dir, config.run.random_seed, **config.dataset.settings)
+    run, audit = config.run, config.audit
+    if len(data.pool) < 4:
+        raise config.error("data", f"the pool has {len(data.pool)} records: an audit needs at least 4")
+    for key, asked, there in (
+        ("data_size", audit.data_size, len(data.pool)),
+        ("population_size", audit.population_size, len(data.population)),
+    ):
+        if asked is not None and asked > there:
+            raise config.error(
+                f"audit.{key}", f"{asked} is more than the {there} records that {config.dataset.name} has"
+            )
+    if audit.queries > 1 and not data.is_image:
+        raise config.error("audit.queries", f"mirror and shift need images, {config.dataset.name} has features: use 1")
+    return Session(
+        config=config,
+        data=data,
+        plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed),
+        points=choose(len(data.pool), audit.data_size, run.random_seed, "points"),
+        population=choose(len(data.population), audit.population_size, run.random_seed, "population"),
+        pool_digest=digest(data.pool.x, data.pool.y, data.mean, data.std),
+        population_digest=digest(data.population.x, data.population.y, data.mean, data.std),
+    )
+
+
+def device_of(config: Config, block: str) -> Any:
+    """The torch device named in `block` ("train" or "audit"). Raises UserError if this machine has no such device."""
+    import torch
+
+    name = getattr(config, block).device
+    if name == "auto":
+        mps = getattr(torch.backends, "mps", None)
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
+    way_out = "use --set train.device=cpu audit.device=cpu, or `device: auto`"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise config.error(
+            f"{block}.device", f"{name!r} cannot be used on this machine ({reason}): {way_out}"
+        ) from None
+    return device
+
+
+def make_reproducible(threads: int) -> None:
+    """Fix what decides the bits of a result on one machine: threads and deterministic kernels."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Versions, device and commit: what a reader needs to judge or repeat the run."""
+    import torch
+
+    packages = {}
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_threads": torch.get_num_threads(),
+        "packages": packages,
+        "commit": _commit(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _commit() -> str:
+    """The commit of this code, "+changes" if the tree differs from it, "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        ask = lambda *words: subprocess.run(  # noqa: E731
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        return ask("rev-parse", "--short", "HEAD") + ("+changes" if ask("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,145 @@
+"""Every model asked about every point, once; kept on disk, one file a model, point set and signal."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from audit.session import Session
+from audit.training import facts, load_model
+from core import rundir
+from core.config import Call
+from core.errors import UserError
+from core.log import progress
+from core.registry import ATTACKS
+from core.types import LOG_ODDS, Evidence, Signal
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+Where = Literal["points", "population"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One file: what `model` says of one point set, in one signal."""
+
+    model: int
+    where: Where
+    signal: Signal
+
+
+def signals_of(attacks: Sequence[Call]) -> tuple[Signal, ...]:
+    """The signals that these attacks read; the log-odds always."""
+    wanted: dict[Signal, None] = {LOG_ODDS: None}
+    for call in attacks:
+        signals = ATTACKS.fact(call.name, "signals")
+        wanted.update(dict.fromkeys(signals(call.settings) if signals else ()))
+    return tuple(wanted)
+
+
+def missing_signals(session: Session) -> dict[int, list[Wanted]]:
+    """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
+    missing: dict[int, list[Wanted]] = {}
+    for model in session.plan.models:
+        for where in ("points", "population"):
+            for signal in signals_of(session.config.attacks):
+                wanted = Wanted(model, where, signal)
+                if not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
+                    missing.setdefault(model, []).append(wanted)
+    return missing
+
+
+def path_of(session: Session, wanted: Wanted) -> Path:
+    """Other points or other queries are other files: changing them in a config makes nothing stale."""
+    key = rundir.digest(_records(session, wanted.where), session.config.audit.queries)[:8]
+    folder = session.config.run.log_dir / "signals" / f"{wanted.where}_{key}"
+    return folder / f"model_{wanted.model}.{wanted.signal.name}.npy"
+
+
+def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
+    pool = wanted.where == "points"
+    return {
+        "model weights (sha256)": facts(session, wanted.model)["sha256"],
+        "records (sha256)": session.pool_digest if pool else session.population_digest,
+        "indices (sha256)": rundir.digest(_records(session, wanted.where)),
+        "audit.queries": session.config.audit.queries,
+        "signal": wanted.signal.name,
+    }
+
+
+def _records(session: Session, where: Where) -> np.ndarray:
+    return session.points if where == "points" else session.population
+
+
+def compute_missing(session: Session, device: torch.device) -> None:
+    """Query every model that was not asked yet: one forward pass a query gives all its signals."""
+    from trainers.evaluate import signals
+    from trainers.resident import Resident
+
+    missing = missing_signals(session)
+    if not missing:
+        log.info("signals: all there")
+        return
+    data = session.data
+    resident = {
+        "points": Resident.of(data.pool, data.mean, data.std, device),
+        "population": Resident.of(data.population, data.mean, data.std, device),
+    }
+    start = time.perf_counter()
+    for model, files in progress(list(missing.items()), "querying models"):
+        network = load_model(session, model, device)
+        for where in dict.fromkeys(wanted.where for wanted in files):
+            of_set = [wanted for wanted in files if wanted.where == where]
+            columns = signals(
+                network,
+                resident[where],
+                _records(session, where),
+                wanted=[wanted.signal for wanted in of_set],
+                batch_size=session.config.audit.batch_size,
+                queries=session.config.audit.queries,
+            )
+            for wanted, column in zip(of_set, columns, strict=True):
+                if not np.isfinite(column).all():
+                    bad = int((~np.isfinite(column)).sum())
+                    raise UserError(
+                        f"model {model} gives {bad} non-finite signals ({wanted.signal.name}): it did not train"
+                    )
+                write = lambda file, column=column: np.lib.format.write_array(file, column, allow_pickle=False)  # noqa: E731
+                rundir.make(path_of(session, wanted), stamp(session, wanted), write)
+    seconds = time.perf_counter() - start
+    log.info("signals: %d models asked about %d points in %.1f s", len(missing), len(session.points), seconds)
+
+
+def evidence(session: Session, target: int) -> Evidence:
+    """What an attacker may see of `target`: read from the signal files, the target's own membership left out."""
+    first, *others = signals_of(session.config.attacks)
+    also = {signal.name: _evidence(session, target, signal) for signal in others}
+    return _evidence(session, target, first, also)
+
+
+def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evidence] | None = None) -> Evidence:
+    references = session.plan.references[target]
+    read = lambda model, where: np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)  # noqa: E731
+
+    def stack(where: Where) -> np.ndarray:
+        table = np.empty((len(references), session.config.audit.queries, len(_records(session, where))), np.float32)
+        for row, model in enumerate(references):
+            table[row] = read(model, where)
+        return table
+
+    return Evidence(
+        target=read(target, "points"),
+        references=stack("points"),
+        trained_on=session.plan.member[np.array(references, dtype=int)][:, session.points],
+        population=read(target, "population"),
+        population_references=stack("population"),
+        also=also or {},
+    )

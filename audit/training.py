@@ -1,0 +1,184 @@
+"""From the plan to trained models on disk. Finished models are found again; only missing ones are trained."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audit.session import Session
+from core import rundir
+from core.errors import StaleArtefact, UserError
+from core.log import progress
+from core.registry import TRAINERS
+from core.rng import stream
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+def weights_path(session: Session, model: int) -> Path:
+    return session.config.run.log_dir / "models" / f"model_{model}.safetensors"
+
+
+def stamp(session: Session, model: int) -> dict[str, Any]:
+    """Everything that model `model` is a function of."""
+    return {
+        **session.config.settings(),
+        "model number": model,
+        "pool records (sha256)": session.pool_digest,
+        "its training set (sha256)": rundir.digest(np.packbits(session.plan.member[model])),
+    }
+
+
+def missing_models(session: Session) -> list[int]:
+    """The planned models that are not trained yet. Raises StaleArtefact if any was trained in another way."""
+    _check_memberships(session)
+    return [m for m in session.plan.models if not rundir.is_made(weights_path(session, m), stamp(session, m))]
+
+
+def train_missing(session: Session, device: torch.device) -> None:
+    """Train every planned model that is not there yet, and keep models_metadata.json true after each stack."""
+    from trainers.resident import Resident
+
+    missing = missing_models(session)
+    _write_memberships(session)
+    write_metadata(session)
+    if not missing:
+        log.info("models: all %d are there", len(session.plan.models))
+        return
+    log.info("models: %d to train, %d there", len(missing), len(session.plan.models) - len(missing))
+    data = session.data
+    pool = Resident.of(data.pool, data.mean, data.std, device)
+    population = Resident.of(data.population, data.mean, data.std, device)
+    width = TRAINERS.fact(session.config.trainer.name, "stack", 1)
+    stacks = [missing[i : i + width] for i in range(0, len(missing), width)]
+    for stack in progress(stacks, "training models"):
+        _train_stack(session, stack, pool, population)
+        write_metadata(session)
+
+
+def _train_stack(session: Session, stack: list[int], pool: Any, population: Any) -> None:
+    import models
+    from safetensors.torch import save
+    from trainers.evaluate import accuracy_and_loss
+
+    config, seed = session.config, session.config.run.random_seed
+    shape, classes = session.data.input_shape, session.data.num_classes
+    fresh = [
+        models.build(config.model.name, config.model.settings, shape, classes, stream(seed, "init", m)) for m in stack
+    ]
+    fresh = [model.to(pool.x.device) for model in fresh]
+    members = session.plan.member[stack]
+    start = time.perf_counter()
+    streams = [stream(seed, "train", m) for m in stack]
+    try:
+        trained = TRAINERS[config.trainer.name](fresh, pool, members, streams, **config.trainer.settings)
+    except UserError as error:
+        raise UserError(f"models {', '.join(map(str, stack))}: {error}") from None
+    seconds = (time.perf_counter() - start) / len(stack)
+    for number, model, member in zip(stack, trained, members, strict=True):
+        train_acc, train_loss = accuracy_and_loss(model, pool, np.flatnonzero(member), config.audit.batch_size)
+        test_acc, test_loss = accuracy_and_loss(model, population, None, config.audit.batch_size)
+        weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+        rundir.make(
+            weights_path(session, number),
+            stamp(session, number),
+            lambda file, weights=weights: file.write(weights),
+            sha256=rundir.digest(weights),
+            num_train=int(member.sum()),
+            train_acc=train_acc,
+            test_acc=test_acc,
+            train_loss=train_loss,
+            test_loss=test_loss,
+            seconds=round(seconds, 3),
+            device=str(pool.x.device),
+        )
+        log.info(
+            "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",
+            *(number, train_acc, test_acc, train_loss, test_loss, seconds),
+        )
+
+
+def load_model(session: Session, model: int, device: torch.device) -> torch.nn.Module:
+    """A trained model, in eval mode. Raises UserError if its file is not the one that was written."""
+    import models
+    from safetensors.torch import load
+
+    path = weights_path(session, model)
+    weights = path.read_bytes()
+    if rundir.digest(weights) != facts(session, model)["sha256"]:
+        raise UserError(f"{path} was changed after it was written: restore it, or delete it to train it again")
+    config, shape, classes = session.config, session.data.input_shape, session.data.num_classes
+    rng = stream(config.run.random_seed, "init", model)
+    network = models.build(config.model.name, config.model.settings, shape, classes, rng)
+    network.load_state_dict(load(weights))
+    return network.to(device).eval()
+
+
+def facts(session: Session, model: int) -> Mapping[str, Any]:
+    """What was measured when a finished model was made: accuracies, losses, seconds, digest of the weights."""
+    made = rundir.read_stamp(weights_path(session, model))
+    if made is None:
+        raise UserError(f"{weights_path(session, model)} is missing: run the same command again")
+    return made["facts"]
+
+
+def role(session: Session, model: int) -> str:
+    of_targets = any(model in references for references in session.plan.references)
+    if model in session.plan.targets:
+        return "target, reference" if of_targets else "target"
+    return "reference"
+
+
+def model_rows(session: Session) -> Iterator[dict[str, Any]]:
+    """A row for each finished model, in the order of their numbers."""
+    for model in session.plan.models:
+        if made := rundir.read_stamp(weights_path(session, model)):
+            yield {"id": model, "role": role(session, model), **made["facts"]}
+
+
+def write_metadata(session: Session) -> None:
+    """models_metadata.json: one entry a finished model, with the keys that the original tool writes, and ours."""
+    config, settings = session.config, session.config.trainer.settings
+    entries = {
+        str(row["id"]): {
+            **{key: value for key, value in row.items() if key != "id"},
+            **{
+                key: settings.get(key) for key in ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
+            },
+            "model_name": config.model.name,
+            "model_path": weights_path(session, row["id"]).name,  # beside this file, wherever the folder is moved
+            "dataset": config.dataset.name,
+        }
+        for row in model_rows(session)
+    }
+    rundir.write_json(config.run.log_dir / "models" / "models_metadata.json", entries)
+
+
+def _memberships(session: Session) -> Path:
+    return session.config.run.log_dir / "models" / "memberships.npy"
+
+
+def _check_memberships(session: Session) -> None:
+    """A smaller or larger plan of the same run agrees on the rows that both have."""
+    path, planned = _memberships(session), session.plan.member
+    if not path.exists():
+        return
+    there = np.load(path, mmap_mode="r", allow_pickle=False)
+    rows = min(len(there), len(planned))
+    if there.shape[1:] != planned.shape[1:] or not np.array_equal(there[:rows], planned[:rows]):
+        why = "another run.random_seed or other data"
+        raise StaleArtefact(f"{path} was made with {why}: choose another run.log_dir, or delete it")
+
+
+def _write_memberships(session: Session) -> None:
+    path = _memberships(session)
+    if not path.exists() or len(np.load(path, mmap_mode="r", allow_pickle=False)) < len(session.plan.member):
+        rundir.write_array(path, session.plan.member)

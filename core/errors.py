@@ -1,0 +1,9 @@
+"""Mistakes that a user can mend. `main.py` prints them as they stand and exits with code 2, without a traceback."""
+
+
+class UserError(Exception):
+    """One clear message: the thing, its value, the constraint, and the way out."""
+
+
+class StaleArtefact(UserError):
+    """A file of the run directory was made with other settings than the ones asked for now."""
