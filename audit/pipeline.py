@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from audit.results import AttackResult, AuditResult, TargetResult
+from audit.results import AttackResult, AuditResult, Section, TargetResult
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, model_rows, train_missing
 from core import rundir
 from core.config import Call, Config
+from core.errors import UserError
 from core.log import collected
 from core.metrics import roc, summarise
-from core.registry import ATTACKS
+from core.registry import ATTACKS, MODULES
 from core.types import Evidence
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,7 @@ def run(config: Config) -> AuditResult:
     for warning in config.warnings():
         log.warning(warning)
     with _timed("load the dataset", timings):
-        session = prepare(config)
-        _check_model(session)
+        session = prepared(config)
     log.info(
         "%s: pool %d, population %d, auditing %d points; trained on %s, queried on %s",
         *(config.dataset.name, len(session.data.pool), len(session.data.population), len(session.points)),
@@ -49,7 +49,12 @@ def run(config: Config) -> AuditResult:
             compute_missing(session, audit_device)
         with _timed("run attacks", timings):
             targets = tuple(audit_target(session, target) for target in session.plan.targets)
-        result = _result(session, targets, timings, environment(train_device))
+        sections = []
+        for call in config.modules:
+            with _timed(f"audit {call.name}", timings):
+                sections.append(MODULES[call.name](session, targets, **call.settings))
+            log.info("%s: %s", call.name, sections[-1].verdict)
+        result = _result(session, targets, sections, timings, environment(train_device))
         from audit.report import write_report
 
         start = time.perf_counter()
@@ -101,18 +106,32 @@ def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tup
     return scores, tuple(notes), time.perf_counter() - start
 
 
+def prepared(config: Config) -> Session:
+    """The session of a run, after every check that needs the data. Raises UserError; writes nothing."""
+    session = prepare(config)
+    _check_model(session)
+    for call in config.modules:
+        if check_module := MODULES.fact(call.name, "check"):
+            check_module(session, **call.settings)
+    return session
+
+
 def _check_model(session: Session) -> None:
     import models
 
     config, data = session.config, session.data
     try:
         models.check(config.model.name, config.model.settings, data.input_shape, data.num_classes)
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise config.error("train.model_name", str(error)) from None
 
 
 def _result(
-    session: Session, targets: tuple[TargetResult, ...], timings: list[tuple[str, float]], where: dict[str, Any]
+    session: Session,
+    targets: tuple[TargetResult, ...],
+    sections: list[Section],
+    timings: list[tuple[str, float]],
+    where: dict[str, Any],
 ) -> AuditResult:
     config = session.config
     return AuditResult(
@@ -127,6 +146,7 @@ def _result(
         environment=where,
         timings=tuple(timings) if config.run.time_log else (),
         warnings=tuple(config.warnings()),
+        sections=tuple(sections),
     )
 
 
@@ -136,8 +156,7 @@ def check(config: Config) -> str:
 
     make_reproducible(config.run.threads)
     device_of(config, "train"), device_of(config, "audit")
-    session = prepare(config)
-    _check_model(session)
+    session = prepared(config)
     to_train = missing_models(session)
     data, plan = session.data, session.plan
     network = models.build(
@@ -154,16 +173,15 @@ def check(config: Config) -> str:
         f"{data.num_classes} classes, records {data.input_shape}",
         f"audit     {len(session.points)} points and {len(session.population)} population points, "
         f"{config.audit.queries} queries each, by {', '.join(call.label for call in config.attacks)}",
-        f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): {len(plan.targets)} targets, "
-        f"{config.audit.num_ref_models} pairs of references each",
+        f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): "
+        f"{len(plan.targets)} targets, {config.audit.num_ref_models} pairs of references each",
         f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
         f"disk      about {_size(len(plan.models) * (weights + signals))} in {config.run.log_dir}",
         f"memory    about {_size(memory)} beside what torch needs itself",
     ]
     if not to_train:
-        lines.append(
-            f"signals   {len(plan.models) - len(missing_signals(session))} models asked, {len(missing_signals(session))} to ask"
-        )
+        to_ask = len(missing_signals(session))
+        lines.append(f"signals   {len(plan.models) - to_ask} models asked, {to_ask} to ask")
     return "\n".join(lines)
 
 

@@ -35,6 +35,16 @@ class TargetResult:
 
 
 @dataclass(frozen=True)
+class Section:
+    """What another audit than MIA adds to the report; its own files are in report/<name>/."""
+
+    name: str  # "ramia", "duci", "dp_audit"
+    title: str
+    verdict: str  # one plain sentence with its uncertainty, also printed in the terminal
+    html: str  # markup that is safe to embed: every value in it escaped by the audit's own template
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """A whole run, ready to be written down."""
 
@@ -49,3 +59,4 @@ class AuditResult:
     environment: Mapping[str, Any]  # versions, device, commit
     timings: tuple[tuple[str, float], ...]  # stage, seconds; in order
     warnings: tuple[str, ...]
+    sections: tuple[Section, ...] = ()

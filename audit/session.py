@@ -11,12 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Int
 from numpy import ndarray as Array
 
 from audit.plan import choose, make_plan
 from core.config import Config
 from core.registry import DATASETS
+from core.rng import stream
 from core.rundir import digest
 from core.types import AuditData, Plan
 
@@ -30,6 +32,16 @@ class Session:
     population: Int[Array, " P"]  # indices into the population
     pool_digest: str
     population_digest: str
+    name: str = ""  # of another set of models beside the run's own: `replace(session, name="duci", plan=…)`
+
+    @property
+    def folder(self) -> Path:
+        """Where this set of models and its signals are kept."""
+        return self.config.run.log_dir / self.name
+
+    def stream(self, *purpose: str | int) -> np.random.Generator:
+        """The run's stream of this purpose; each set of models has its own."""
+        return stream(self.config.run.random_seed, *((self.name,) if self.name else ()), *purpose)
 
 
 def prepare(config: Config) -> Session:

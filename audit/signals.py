@@ -60,7 +60,7 @@ def missing_signals(session: Session) -> dict[int, list[Wanted]]:
 def path_of(session: Session, wanted: Wanted) -> Path:
     """Other points or other queries are other files: changing them in a config makes nothing stale."""
     key = rundir.digest(_records(session, wanted.where), session.config.audit.queries)[:8]
-    folder = session.config.run.log_dir / "signals" / f"{wanted.where}_{key}"
+    folder = session.folder / "signals" / f"{wanted.where}_{key}"
     return folder / f"model_{wanted.model}.{wanted.signal.name}.npy"
 
 

@@ -15,7 +15,6 @@ from core import rundir
 from core.errors import StaleArtefact, UserError
 from core.log import progress
 from core.registry import TRAINERS
-from core.rng import stream
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def weights_path(session: Session, model: int) -> Path:
-    return session.config.run.log_dir / "models" / f"model_{model}.safetensors"
+    return session.folder / "models" / f"model_{model}.safetensors"
 
 
 def stamp(session: Session, model: int) -> dict[str, Any]:
@@ -65,19 +64,20 @@ def train_missing(session: Session, device: torch.device) -> None:
 
 
 def _train_stack(session: Session, stack: list[int], pool: Any, population: Any) -> None:
-    import models
     from safetensors.torch import save
+
+    import models
     from trainers.evaluate import accuracy_and_loss
 
-    config, seed = session.config, session.config.run.random_seed
+    config = session.config
     shape, classes = session.data.input_shape, session.data.num_classes
     fresh = [
-        models.build(config.model.name, config.model.settings, shape, classes, stream(seed, "init", m)) for m in stack
+        models.build(config.model.name, config.model.settings, shape, classes, session.stream("init", m)) for m in stack
     ]
     fresh = [model.to(pool.x.device) for model in fresh]
     members = session.plan.member[stack]
     start = time.perf_counter()
-    streams = [stream(seed, "train", m) for m in stack]
+    streams = [session.stream("train", m) for m in stack]
     try:
         trained = TRAINERS[config.trainer.name](fresh, pool, members, streams, **config.trainer.settings)
     except UserError as error:
@@ -108,16 +108,16 @@ def _train_stack(session: Session, stack: list[int], pool: Any, population: Any)
 
 def load_model(session: Session, model: int, device: torch.device) -> torch.nn.Module:
     """A trained model, in eval mode. Raises UserError if its file is not the one that was written."""
-    import models
     from safetensors.torch import load
+
+    import models
 
     path = weights_path(session, model)
     weights = path.read_bytes()
     if rundir.digest(weights) != facts(session, model)["sha256"]:
         raise UserError(f"{path} was changed after it was written: restore it, or delete it to train it again")
     config, shape, classes = session.config, session.data.input_shape, session.data.num_classes
-    rng = stream(config.run.random_seed, "init", model)
-    network = models.build(config.model.name, config.model.settings, shape, classes, rng)
+    network = models.build(config.model.name, config.model.settings, shape, classes, session.stream("init", model))
     network.load_state_dict(load(weights))
     return network.to(device).eval()
 
@@ -131,10 +131,7 @@ def facts(session: Session, model: int) -> Mapping[str, Any]:
 
 
 def role(session: Session, model: int) -> str:
-    of_targets = any(model in references for references in session.plan.references)
-    if model in session.plan.targets:
-        return "target, reference" if of_targets else "target"
-    return "reference"
+    return "target" if model in session.plan.targets else "reference"  # a target is a reference of the others, too
 
 
 def model_rows(session: Session) -> Iterator[dict[str, Any]]:
@@ -159,11 +156,11 @@ def write_metadata(session: Session) -> None:
         }
         for row in model_rows(session)
     }
-    rundir.write_json(config.run.log_dir / "models" / "models_metadata.json", entries)
+    rundir.write_json(session.folder / "models" / "models_metadata.json", entries)
 
 
 def _memberships(session: Session) -> Path:
-    return session.config.run.log_dir / "models" / "memberships.npy"
+    return session.folder / "models" / "memberships.npy"
 
 
 def _check_memberships(session: Session) -> None:

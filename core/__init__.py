@@ -1,1 +1,1 @@
-"""The vocabulary of an audit: types, metrics, configuration, randomness, artefacts. No torch, no attacks, no datasets."""
+"""The vocabulary of an audit: types, metrics, configuration, randomness, artefacts. It knows nothing of torch."""

@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from core.errors import UserError
-from core.registry import ATTACKS, DATASETS, MODELS, TRAINERS, Registry
+from core.registry import ATTACKS, DATASETS, MODELS, MODULES, TRAINERS, Registry
 
 Path_ = tuple[str | int, ...]
 
@@ -129,6 +129,7 @@ class Config:
     model: Call
     trainer: Call
     attacks: tuple[Call, ...]
+    modules: tuple[Call, ...]  # the audits beyond MIA whose blocks are there
     source: Source
 
     def error(self, key: str, message: str) -> UserError:
@@ -159,11 +160,8 @@ class Config:
             "train.tokenizer": self.train.tokenizer,
             "train.auto_find_batch_size": self.train.auto_find_batch_size,
         }
-        return [
-            f"{self.source.place(tuple(key.split('.')))}: {key} has no effect on {self.dataset.name} and {self.model.name}"
-            for key, value in idle.items()
-            if value
-        ]
+        without = f"has no effect on {self.dataset.name} and {self.model.name}"
+        return [str(self.error(key, without)) for key, value in idle.items() if value]
 
 
 class _Mistakes(list[tuple[Path_, str]]):
@@ -217,17 +215,20 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
     source = Source(str(file), text, places)
 
     for key in raw:
-        if key not in BLOCKS:
-            mistakes.append(((key,), _unknown_key(str(key), list(BLOCKS))))
+        if key not in BLOCKS and key not in MODULES:
+            mistakes.append(((key,), _unknown_key(str(key), [*BLOCKS, *MODULES])))
     run = _block("run", raw, mistakes)
     data, dataset = _block_and_call("data", "dataset", DATASETS, raw, mistakes)
     train, trainer = _block_and_call("train", "trainer", TRAINERS, raw, mistakes)
     audit = _block("audit", raw, mistakes)
     model = _call(MODELS, train.model_name, ("train", "model_name"), mistakes) if train else None
     attacks = _attacks(audit, mistakes) if audit else ()
+    switched_on = [name for name in MODULES if name in raw]
+    modules = [_bound(MODULES, name, _mapping(name, raw, mistakes), (name,), mistakes, (name,)) for name in switched_on]
     mistakes.raise_if_any(source)
     assert run and data and train and audit and dataset and model and trainer
-    return Config(run, data, train, audit, dataset, model, trainer, attacks, source)
+    called = tuple(call for call in modules if call)
+    return Config(run, data, train, audit, dataset, model, trainer, attacks, called, source)
 
 
 def _walk(node: yaml.Node | None, path: Path_ = ()) -> Iterator[tuple[Path_, int, bool]]:

@@ -9,9 +9,15 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from core.config import BLOCKS
-from core.registry import ATTACKS, DATASETS, MODELS, TRAINERS, Registry
+from core.registry import ATTACKS, DATASETS, MODELS, MODULES, TRAINERS, Registry
 
-KINDS: dict[str, Registry] = {"datasets": DATASETS, "models": MODELS, "trainers": TRAINERS, "attacks": ATTACKS}
+KINDS: dict[str, Registry] = {
+    "datasets": DATASETS,
+    "models": MODELS,
+    "trainers": TRAINERS,
+    "attacks": ATTACKS,
+    "modules": MODULES,
+}
 
 
 def listing(kind: str) -> str:

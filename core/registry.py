@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -69,7 +69,7 @@ class Registry(dict[str, Callable]):
         return {field: getattr(checked, field) for field in type(checked).model_fields}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema(fn: Callable, name: str) -> type[BaseModel]:
     keywords = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
     fields: dict[str, Any] = {
@@ -87,3 +87,4 @@ DATASETS = Registry("dataset")
 MODELS = Registry("model")
 TRAINERS = Registry("trainer")
 ATTACKS = Registry("attack")
+MODULES = Registry("audit module")  # blocks of a config that switch more audits on: ramia, duci, dp_audit

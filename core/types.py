@@ -65,7 +65,8 @@ class Signal:
     With u = z / temperature:
         kind "log_odds":  u_y - logsumexp_{j != y} u_j            (softmax; margin and order unused)
         kind "taylor":    log t(u_y - margin) - log sum_{j != y} t(u_j),   t(v) = sum_{i <= order} v^i / i!
-        kind "modified_entropy": minus Mentr of Song & Mittal (2021), eq. 8, so that larger = more confident
+        kind "modified_entropy": -log Mentr of Song & Mittal (2021), eq. 8: larger = more confident; the
+            logarithm because Mentr itself underflows where a model is sure
     A Taylor order must be even: odd truncations can be negative. `sigmoid` of the first two is a probability.
     """
 

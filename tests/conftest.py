@@ -10,6 +10,11 @@ hook = install_import_hook(["core", "modules", "audit", "dataset", "trainers", "
 
 import pytest  # noqa: E402
 
+import dataset  # noqa: E402, F401  (these fill the registries, as main.py does)
+import models  # noqa: E402, F401
+import modules.mia  # noqa: E402, F401
+import trainers  # noqa: E402, F401
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked gpu skip where there is no CUDA device."""

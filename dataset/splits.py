@@ -1,0 +1,44 @@
+"""Division of a dataset's records into a training pool and a population that no model trains on."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int, Shaped
+from numpy import ndarray as Array
+
+from core.errors import UserError
+from core.rng import stream
+from core.types import AuditData, Records
+
+
+def divide(count: int, seed: int, fraction: float) -> tuple[Int[Array, " D"], Int[Array, " P"]]:
+    """Sorted indices of the pool and of the population: disjoint, together all of `range(count)`.
+
+    `fraction` of the records, rounded, at least one, go to the population. Raises UserError where the pool
+    would not keep the two records that a pair of models needs.
+    """
+    held_out = max(1, round(fraction * count))
+    if count - held_out < 2:
+        raise UserError(f"population_fraction {fraction:g} of {count} records leaves {count - held_out} to train on")
+    order = stream(seed, "dataset", "population").permutation(count)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def divided(
+    x: Shaped[Array, "n ..."],
+    y: Int[Array, " n"],
+    seed: int,
+    fraction: float,
+    *,
+    num_classes: int,
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+) -> AuditData:
+    """The records (x, y) as an audit needs them, divided by `divide`."""
+    pool, population = divide(len(y), seed, fraction)
+    return AuditData(Records(x[pool], y[pool]), Records(x[population], y[population]), num_classes, mean, std)
+
+
+def pixel_constants(*channels: float) -> tuple[float, ...]:
+    """Constants published for pixels in [0, 1], in the units of uint8 images."""
+    return tuple(255.0 * channel for channel in channels)

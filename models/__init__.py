@@ -1,0 +1,71 @@
+"""Architectures by name. Importing this package fills the registry and does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from core.errors import UserError
+from core.registry import MODELS
+from models.alexnet import alexnet as alexnet
+from models.cnn import cnn as cnn
+from models.libraries import timm as timm
+from models.libraries import torchvision as torchvision
+from models.mlp import mlp as mlp
+from models.resnet import resnet18 as resnet18
+from models.vgg import vgg16 as vgg16
+from models.wide_resnet import wide_resnet as wide_resnet
+
+if TYPE_CHECKING:
+    import torch
+
+
+def build(
+    name: str, settings: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int, rng: np.random.Generator
+) -> torch.nn.Module:
+    """A freshly initialised model on the CPU: a function of its name, settings, shapes and `rng` alone.
+
+    Model builders draw their weights from torch's global generator. This is the one place where it is
+    seeded, from `rng`, and it is put back as it was. UserError where no such model can be built.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        return _construct(name, settings, input_shape, num_classes)
+
+
+def check(name: str, settings: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int) -> None:
+    """UserError now, rather than after hours of training, if the model does not fit such records.
+
+    Builds the model and runs it on two records on the meta device: shapes only, no memory, no arithmetic.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        model = _construct(name, settings, input_shape, num_classes)
+        try:
+            logits = model(torch.zeros(2, *input_shape))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UserError(
+                f"model {name} cannot run on records of shape {input_shape}: {error}. Use another train.model_name"
+            ) from error
+    if tuple(getattr(logits, "shape", ())) != (2, num_classes):
+        raise UserError(f"model {name} does not give one logit per class for records of shape {input_shape}")
+
+
+def _construct(
+    name: str, settings: Mapping[str, Any], input_shape: tuple[int, ...], num_classes: int
+) -> torch.nn.Module:
+    known = MODELS.find(name)
+    if known is None:
+        raise UserError(MODELS.unknown(name))
+    if num_classes < 2:
+        raise UserError(f"model {name}: a classifier needs at least 2 classes, the dataset has {num_classes}")
+    of_library = [name.partition("/")[2]] if known.endswith("/*") else []
+    try:
+        return MODELS[known](input_shape, num_classes, *of_library, **settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,26 @@
+"""Entropy: is the model sure, and right? (Song & Mittal 2021, https://arxiv.org/abs/2003.10595)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from numpy import float64
+from numpy import ndarray as Array
+
+from core.registry import ATTACKS
+from core.types import Evidence, Signal
+
+MODIFIED_ENTROPY = Signal("modified_entropy")
+
+
+@ATTACKS.register(
+    "Entropy",
+    needs_references=False,
+    needs_population=False,
+    signals=lambda settings: (MODIFIED_ENTROPY,),
+    min_pairs=0,
+    summary="minus the log modified entropy of the target's prediction; one threshold for all records",
+    source="Song & Mittal 2021, arXiv 2003.10595",
+)
+def entropy(evidence: Evidence) -> Float[Array, " N"]:
+    """Minus the logarithm of the modified entropy (eq. 8), mean over queries. Unlike entropy, it knows which label is true."""
+    return evidence.signal(MODIFIED_ENTROPY).target.mean(axis=0, dtype=float64)

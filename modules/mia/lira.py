@@ -1,0 +1,93 @@
+"""LiRA: a likelihood-ratio test per record (Carlini et al. 2022, https://arxiv.org/abs/2112.03570)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from core.registry import ATTACKS
+from core.types import Evidence
+from modules.mia.moments import Moments, moments
+
+log = logging.getLogger(__name__)
+
+MANY = 64  # reference models, IN and OUT together, from which "auto" trusts a record's own variance (Sec. VI)
+FLOOR = 1e-2  # least standard deviation of a record, as a fraction of the pooled one
+
+
+@ATTACKS.register(
+    "LiRA",
+    needs_references=True,
+    needs_population=False,
+    min_pairs=1,
+    summary="likelihood ratio per record: was the target's fit drawn from the IN or the OUT models?",
+    source="Carlini et al. 2022, arXiv 2112.03570",
+)
+def lira(
+    evidence: Evidence,
+    *,
+    mode: Literal["online", "offline"] = "online",
+    variance: Literal["auto", "global", "per_record"] = "auto",
+) -> Float[Array, " N"]:
+    """How much better "it was trained on" explains the target's log-odds of each record than "it was not".
+
+    A Gaussian is fitted to the log-odds of each record and query over the references that trained on it
+    (IN), another over those that did not (OUT). Queries count as independent: their log ratios are averaged.
+
+    mode: "online" is log N(target; IN) - log N(target; OUT) (Alg. 1). "offline" uses OUT models only, one-sided:
+        the z-score (target - mean OUT) / std OUT; Phi of it is the paper's score (eq. 4), which saturates.
+    variance: "per_record"; "global" pools the within-record variance over records, IN and OUT apart; "auto"
+        is global below 64 references in all, per record from there on.
+
+    A record's own standard deviation is at least 1% of the pooled one, and the pooled one where a single model is
+    on its side. A side with one model per record has no pooled variance: it takes the other side's, and if both
+    have one model, both variances are 1, which ranks by the means.
+    """
+    own = variance == "per_record" or (variance == "auto" and len(evidence.references) >= MANY)
+    out = moments(evidence.references, ~evidence.trained_on)
+    if mode == "offline":
+        (pooled,) = known(out.pooled_variance())
+        return z_score(evidence.target, out.mean, _variance(out, pooled, own)).mean(axis=0)
+    inside = moments(evidence.references, evidence.trained_on)
+    pooled_in, pooled_out = known(inside.pooled_variance(), out.pooled_variance())
+    return log_ratio(
+        evidence.target, inside.mean, _variance(inside, pooled_in, own), out.mean, _variance(out, pooled_out, own)
+    ).mean(axis=0)
+
+
+def known(*pooled: Float[Array, " Q"]) -> tuple[Float[Array, " Q"], ...]:
+    """The pooled variances, each unknown one (0) replaced by that of the other side, or else by 1."""
+    fallback = np.maximum.reduce(pooled)
+    if not fallback.all():
+        log.info("LiRA: no variance between models can be seen; all are taken as 1, which ranks by the means")
+    fallback = np.where(fallback > 0, fallback, 1.0)
+    return tuple(np.where(side > 0, side, fallback) for side in pooled)
+
+
+def floored(squares: np.ndarray, freedom: np.ndarray, pooled: np.ndarray) -> np.ndarray:
+    """Each record's own variance, `squares / freedom`, not below the floor; the pooled one without freedom."""
+    own = np.divide(squares, freedom, out=np.zeros_like(squares), where=freedom > 0)
+    return np.where(freedom > 0, np.maximum(own, FLOOR**2 * pooled), pooled)
+
+
+def _variance(side: Moments, pooled: Float[Array, " Q"], own: bool) -> Float[Array, "Q _"]:
+    if not own:
+        return pooled[:, None]
+    return floored(side.squares, np.broadcast_to(side.count - 1, side.squares.shape), pooled[:, None])
+
+
+def z_score(value: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Standard deviations above the mean."""
+    return (value - mean) / np.sqrt(variance)
+
+
+def log_ratio(
+    value: np.ndarray, in_mean: np.ndarray, in_variance: np.ndarray, out_mean: np.ndarray, out_variance: np.ndarray
+) -> np.ndarray:
+    """log N(value; IN) - log N(value; OUT)."""
+    inside = np.square(value - in_mean) / in_variance + np.log(in_variance)
+    return 0.5 * (np.square(value - out_mean) / out_variance + np.log(out_variance) - inside)

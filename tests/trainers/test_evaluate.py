@@ -1,0 +1,228 @@
+"""Signals against the formulas of their papers in plain float64; evaluation against by-hand loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from core.rng import stream
+from core.types import LOG_ODDS, Records, Signal
+from trainers.augment import views
+from trainers.evaluate import accuracy_and_loss, logits, signal_columns, signals
+from trainers.resident import Resident
+
+torch.set_num_threads(1)
+ENTROPY = Signal("modified_entropy")
+
+
+def column(z, y, signal):
+    out = signal_columns(torch.as_tensor(z), torch.as_tensor(y), [signal])
+    assert out.dtype == torch.float32
+    return out[0].numpy()
+
+
+def softmax(z):
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def naive(z, y, signal):
+    """One record and one class after the other, as the formulas are printed."""
+    scores = []
+    for row, label in zip(z.astype(np.float64) / signal.temperature, y, strict=True):
+        if signal.kind == "taylor":
+
+            def t(v):
+                return sum(v**i / math.factorial(i) for i in range(signal.order + 1))
+
+            rest = sum(t(v) for j, v in enumerate(row) if j != label)
+            scores.append(np.log(t(row[label] - signal.margin) / rest))
+            continue
+        p = softmax(row[None])[0]
+        if signal.kind == "log_odds":
+            scores.append(np.log(p[label] / sum(p[j] for j in range(len(p)) if j != label)))
+        else:
+            rest = sum(p[i] * np.log(1 - p[i]) for i in range(len(p)) if i != label)
+            scores.append(-np.log(-(1 - p[label]) * np.log(p[label]) - rest))
+    return np.array(scores)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 100, 1000])
+@pytest.mark.parametrize(
+    "signal",
+    [
+        LOG_ODDS,
+        Signal(temperature=2.0),
+        Signal("taylor", temperature=2.0, margin=0.6, order=4),
+        Signal("taylor", order=2),
+        Signal("taylor", order=10),
+        ENTROPY,
+        Signal("modified_entropy", temperature=3.0),
+    ],
+    ids=lambda signal: signal.name,
+)
+def test_signals_are_their_formulas(signal, classes):
+    rng = stream(0, "logits", classes)
+    z = (3 * rng.standard_normal((20, classes))).astype(np.float32)
+    y = rng.integers(classes, size=20)
+    y[:10] = z[:10].argmax(axis=1)  # confident and right, as well as wrong
+    np.testing.assert_allclose(column(z, y, signal), naive(z, y, signal), rtol=2e-7, atol=1e-12)
+
+
+def test_each_wanted_signal_is_a_row():
+    z, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1])
+    both = signal_columns(z, y, [ENTROPY, LOG_ODDS])
+    assert both.shape == (2, 6)
+    assert np.array_equal(both[0], column(z, y, ENTROPY))
+    assert np.array_equal(both[1], column(z, y, LOG_ODDS))
+
+
+def test_log_odds_of_two_classes_are_the_difference_of_logits():
+    z = np.array([[1e4, -1e4], [3.0, 1.0], [-1e4, 1e4], [0.5, 0.5]], dtype=np.float32)
+    assert column(z, [0, 0, 0, 0], LOG_ODDS).tolist() == [2e4, 2.0, -2e4, 0.0]
+
+
+def test_log_odds_do_not_saturate():
+    """p_y is 1 to float64 from a margin of 37 on; the log-odds go on as the margin does."""
+    margins = np.array([1.0, 20.0, 40.0, 80.0, 1000.0, 10_000.0])
+    z = np.zeros((6, 1000), dtype=np.float32)
+    z[:, 7] = margins
+    np.testing.assert_allclose(column(z, np.full(6, 7), LOG_ODDS), margins - np.log(999), rtol=1e-6)
+
+
+@pytest.mark.parametrize("signal", [LOG_ODDS, ENTROPY, Signal("taylor", margin=0.6, order=4)], ids=lambda s: s.name)
+def test_extreme_logits_give_finite_signals(signal):
+    z = np.array(
+        [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [1e4, 1e4, -1e4], [-1e4, -1e4, -1e4], [0.0, 0.0, 0.0]], np.float32
+    )
+    for label in range(3):
+        assert np.isfinite(column(z, np.full(5, label), signal)).all()
+
+
+def test_modified_entropy_of_a_confident_model_does_not_round_to_zero():
+    """Two classes, margin m, p_1 = e^-m: Mentr -> 2 e^-2m, while p rounds to 1 in float64 at m = 37."""
+    margins = np.array([5.0, 20.0, 40.0, 10_000.0])
+    z = np.stack([margins, np.zeros(4)], axis=1)
+    scores = column(z, np.zeros(4, dtype=int), ENTROPY)
+    np.testing.assert_allclose(scores[1:], 2 * margins[1:] - np.log(2), rtol=1e-6)
+    assert (np.diff(scores) > 0).all()
+
+
+def test_modified_entropy_of_a_wrong_and_certain_model_grows_with_the_margin():
+    """Label 1 of two classes, margin m: Mentr -> 2m."""
+    margins = np.array([40.0, 1000.0, 10_000.0])
+    z = np.stack([margins, np.zeros(3)], axis=1)
+    np.testing.assert_allclose(column(z, np.ones(3, dtype=int), ENTROPY), -np.log(2 * margins), rtol=1e-6)
+
+
+def test_signals_that_make_no_sense_are_refused():
+    z, y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    for order in (0, 3):
+        with pytest.raises(ValueError, match=f"even order of at least 2, got {order}"):
+            signal_columns(z, y, [Signal("taylor", order=order)])
+    with pytest.raises(ValueError, match="no signal is of kind 'loss'"):
+        signal_columns(z, y, [Signal("loss")])
+    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
+        signal_columns(z[:, :1], y, [LOG_ODDS])
+
+
+@pytest.fixture
+def data():
+    rng = stream(0, "images")
+    records = Records(rng.integers(0, 256, (30, 2, 6, 6), dtype=np.uint8), rng.integers(0, 3, 30))
+    return Resident.of(records, (100.0, 120.0), (50.0, 60.0), "cpu")
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(2, 4, 3),
+            torch.nn.BatchNorm2d(4),
+            torch.nn.Flatten(),
+            torch.nn.Dropout(0.5),
+            torch.nn.Linear(64, 3),
+        ).train()
+
+
+def test_a_batch_is_normalised_per_channel_and_keeps_the_stored_records(data):
+    before = data.x.clone()
+    index = torch.tensor([4, 0, 4])
+    by_hand = (before[index].double() - torch.tensor([100.0, 120.0]).view(2, 1, 1)) / torch.tensor([50.0, 60.0]).view(
+        2, 1, 1
+    )
+    torch.testing.assert_close(data.batch(index), by_hand.float())
+    assert data.batch(index).is_contiguous(memory_format=torch.channels_last)
+    assert data.x.dtype == torch.uint8
+    assert torch.equal(data.x, before)
+    assert len(data) == 30
+
+
+def test_features_are_normalised_without_touching_the_stored_ones():
+    records = Records(np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32), np.array([0, 1]))
+    data = Resident.of(records, (1.0,), (2.0,), "cpu")
+    assert data.batch(torch.tensor([1, 0])).tolist() == [[1.0, 1.5], [0.0, 0.5]]
+    assert data.normalised(data.x).tolist() == [[0.0, 0.5], [1.0, 1.5]]
+    assert data.x.tolist() == records.x.tolist()
+
+
+def test_a_record_is_judged_on_its_own_not_with_its_batch(model, data):
+    """The original LiRA code runs batch normalisation in training mode, and so mixes the queried records."""
+    together = {int(i): z for batch, zs in logits(model, data) for i, z in zip(batch, zs[0], strict=True)}
+    for i in (0, 7, 29):
+        [(batch, alone)] = logits(model, data, np.array([i]))
+        assert batch.tolist() == [i]
+        torch.testing.assert_close(alone[0, 0], together[i], rtol=1e-5, atol=1e-6)
+
+
+def test_logits_come_in_the_order_asked_for_without_gradients(model, data):
+    index = np.array([5, 3, 28, 3])
+    batches = list(logits(model, data, index, batch_size=3))
+    assert [batch.tolist() for batch, _ in batches] == [[5, 3, 28], [3]]
+    assert [z.shape for _, z in batches] == [(1, 3, 3), (1, 1, 3)]
+    assert not any(z.requires_grad for _, z in batches)
+    assert not model.training
+
+
+def test_a_suspended_evaluation_does_not_switch_gradients_off_elsewhere(model, data):
+    running = logits(model, data, batch_size=10)
+    next(running)
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    running.close()
+
+
+def test_each_query_is_a_row_of_the_logits(model, data):
+    [(_, z)] = logits(model, data, queries=18)
+    assert z.shape == (18, 30, 3)
+    with torch.no_grad():
+        for query, view in enumerate(views(data.x, 18)):
+            torch.testing.assert_close(z[query], model(data.normalised(view)))
+
+
+def test_accuracy_and_loss_are_the_means_over_the_indexed_records(model, data):
+    model.eval()
+    index = np.array([2, 3, 5, 7, 11, 13, 17])
+    with torch.no_grad():
+        p = softmax(model(data.batch(torch.as_tensor(index))).double().numpy())
+    y = data.y[torch.as_tensor(index)].numpy()
+    accuracy, loss = accuracy_and_loss(model, data, index, batch_size=3)
+    assert accuracy == (p.argmax(axis=1) == y).mean()
+    assert loss == pytest.approx(-np.log(p[np.arange(7), y]).mean(), rel=1e-5)
+    assert 0 <= accuracy_and_loss(model, data)[0] <= 1
+    with pytest.raises(ValueError, match="no records"):
+        accuracy_and_loss(model, data, np.array([], dtype=int))
+
+
+def test_signals_are_columns_of_signal_by_query_by_point(model, data):
+    index = np.array([9, 1, 2, 20, 21])
+    found = signals(model, data, index, wanted=[LOG_ODDS, ENTROPY], batch_size=2, queries=2)
+    assert (found.shape, found.dtype) == ((2, 2, 5), np.float32)
+    [(_, z)] = logits(model, data, index, queries=2)
+    y = data.y[torch.as_tensor(index)]
+    for s, signal in enumerate([LOG_ODDS, ENTROPY]):
+        for q in range(2):
+            np.testing.assert_allclose(found[s, q], column(z[q], y, signal), rtol=1e-4, atol=1e-6)
+    assert signals(model, data, index[:0], wanted=[LOG_ODDS]).shape == (1, 1, 0)

@@ -1,0 +1,161 @@
+"""Worlds whose leak is known in closed form: evidence of a target, and the truth about who its members are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+from scipy.special import factorial, log_expit
+from scipy.stats import norm
+
+from core.rng import stream
+from core.types import LOG_ODDS, Evidence, Signal
+
+
+def gaussian_world(
+    seed: int = 0,
+    n_points: int = 4000,
+    pairs: int = 2,
+    *,
+    shift: float = 1.0,
+    tau: float = 1.0,
+    in_std: float = 1.0,
+    share: float = 1.0,
+    population: int = 500,
+    queries: int = 1,
+    dtype: type = np.float32,
+) -> tuple[Evidence, Bool[Array, " N"]]:
+    """Log-odds t_j + N(0, 1) of a model that did not train on record j, t_j + N(shift, in_std^2) of one that did.
+
+    t_j ~ N(0, tau^2) is the record's difficulty. Reference pairs train on complementary halves, the target on a
+    half of its own. A `share` of the records is vulnerable, the others have the law of non-members whatever
+    trained on them. Queries share t_j and have noise of their own. The population has the law of non-members.
+    """
+    draw = stream(seed, "gaussian_world")
+    halves = np.array([draw.permutation(n_points) < n_points // 2 for _ in range(pairs + 1)])
+    member = halves[0]
+    trained_on = np.stack([halves[1:], ~halves[1:]], axis=1).reshape(2 * pairs, n_points)
+    difficulty = tau * draw.standard_normal(n_points)
+    vulnerable = draw.random(n_points) < share
+
+    def log_odds(trained: Bool[Array, "*m N"]) -> Float[Array, "*m Q N"]:
+        leaks = (trained & vulnerable)[..., None, :]
+        noise = draw.standard_normal((*trained.shape[:-1], queries, n_points))
+        return (difficulty + np.where(leaks, shift + in_std * noise, noise)).astype(dtype)
+
+    z_difficulty = tau * draw.standard_normal(population)
+    z = (z_difficulty + draw.standard_normal((2 * pairs + 1, queries, population))).astype(dtype)
+    return Evidence(log_odds(member), log_odds(trained_on), trained_on, z[0], z[1:]), member
+
+
+def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
+    """The evidence with further signals, as two-class models with logits (log-odds, 0) would give them."""
+    return replace(evidence, also={s.name: _in(evidence, s) for s in signals if s != LOG_ODDS})
+
+
+def _in(evidence: Evidence, signal: Signal) -> Evidence:
+    def convert(log_odds: np.ndarray) -> np.ndarray:
+        return two_class(signal, log_odds.astype(np.float64)).astype(log_odds.dtype)
+
+    return replace(
+        evidence,
+        target=convert(evidence.target),
+        references=convert(evidence.references),
+        population=convert(evidence.population),
+        population_references=convert(evidence.population_references),
+    )
+
+
+def two_class(signal: Signal, log_odds: np.ndarray) -> np.ndarray:
+    """Any signal of a model with the two logits (log-odds, 0), the first of which is the true label's."""
+    if signal.kind == "modified_entropy":  # Mentr = -(1 - p) log p - (1 - p) log(1 - (1 - p))
+        log_loss = np.where(log_odds > 40, -log_odds, np.log(-log_expit(np.minimum(log_odds, 40))))
+        return -np.log(2) - log_expit(-log_odds) - log_loss
+    u = log_odds / signal.temperature
+    if signal.kind == "taylor":
+        return np.log(sum((u - signal.margin) ** i / factorial(i) for i in range(signal.order + 1)))
+    return u
+
+
+def columns(evidence: Evidence, order: Array) -> Evidence:
+    """The evidence about the points in `order`."""
+    return replace(
+        evidence,
+        target=evidence.target[:, order],
+        references=evidence.references[:, :, order],
+        trained_on=evidence.trained_on[:, order],
+        also={name: columns(also, order) for name, also in evidence.also.items()},
+    )
+
+
+def rows(evidence: Evidence, order: Array) -> Evidence:
+    """The evidence with the references in `order`."""
+    return replace(
+        evidence,
+        references=evidence.references[order],
+        trained_on=evidence.trained_on[order],
+        population_references=evidence.population_references[order],
+        also={name: rows(also, order) for name, also in evidence.also.items()},
+    )
+
+
+# ---- what the truth says -------------------------------------------------------------------------------------
+
+
+def naive_auc(scores: Float[Array, " N"], member: Bool[Array, " N"]) -> float:
+    """The share of (member, non-member) pairs in the right order, ties counting half."""
+    outsiders = np.sort(scores[~member])
+    below, upto = (np.searchsorted(outsiders, scores[member], side) for side in ("left", "right"))
+    return float((below + upto).mean() / (2 * len(outsiders)))
+
+
+def naive_tpr(scores: Float[Array, " N"], member: Bool[Array, " N"], fpr: float) -> float:
+    """The TPR of `score > threshold` that at most `fpr` of the non-members pass."""
+    outsiders = np.sort(scores[~member])[::-1]
+    return float((scores[member] > outsiders[int(fpr * len(outsiders))]).mean())
+
+
+def auc_error(member: Bool[Array, " N"]) -> float:
+    """The standard error of the AUC of scores that know nothing."""
+    inside, outside = member.sum(), (~member).sum()
+    return float(np.sqrt((inside + outside + 1) / (12 * inside * outside)))
+
+
+def oracle_auc(shift: float) -> float:
+    """N(0, 1) against N(shift, 1), difficulty known."""
+    return float(norm.cdf(shift / np.sqrt(2)))
+
+
+def oracle_tpr(shift: float, fpr: float) -> float:
+    return float(norm.cdf(shift - norm.isf(fpr)))
+
+
+def loss_auc(shift: float, tau: float, queries: int = 1) -> float:
+    """One threshold for all records: difficulty is noise."""
+    return float(norm.cdf(shift / np.sqrt(2 * (1 / queries + tau**2))))
+
+
+def difference_auc(shift: float, out_models: int, queries: int = 1) -> float:
+    """The target's log-odds minus the mean of `out_models` references."""
+    return float(norm.cdf(shift * np.sqrt(queries) / np.sqrt(2 * (1 + 1 / out_models))))
+
+
+def difference_tpr(shift: float, out_models: int, fpr: float) -> float:
+    return float(norm.cdf(shift / np.sqrt(1 + 1 / out_models) - norm.isf(fpr)))
+
+
+def few_vulnerable_auc(shift: float, share: float) -> float:
+    """The record-wise likelihood ratio where only a share of the records leaks, and it is known which."""
+    pairs = share**2 * norm.cdf(shift / np.sqrt(2)) + 2 * share * (1 - share) * norm.cdf(shift / 2)
+    return float(pairs + (1 - share) ** 2 / 2)
+
+
+def unequal_variances(shift: float, in_std: float, radius: Float[Array, " k"]) -> tuple[Array, Array]:
+    """(FPR, TPR) of the likelihood ratio of N(shift, in_std^2), in_std < 1, over N(0, 1): an interval of `radius`."""
+    centre = shift / (1 - in_std**2)
+    fpr = norm.cdf(centre + radius) - norm.cdf(centre - radius)
+    tpr = norm.cdf((centre + radius - shift) / in_std) - norm.cdf((centre - radius - shift) / in_std)
+    return fpr, tpr

@@ -1,0 +1,136 @@
+"""Gradient descent in mini-batches, one model after another, on data that live on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Interval
+from jaxtyping import Bool
+from numpy import ndarray as Array
+from pydantic import BeforeValidator
+
+from core.errors import UserError
+from core.registry import TRAINERS
+from trainers.schedule import batches, learning_rates
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainers.resident import Resident
+
+
+def _spelling(name: object) -> object:
+    """`sgd`, `Sgd`, `SGD` are all `SGD`; pydantic refuses what is none of them."""
+    return next((known for known in ("SGD", "Adam", "AdamW") if known.casefold() == str(name).casefold()), name)
+
+
+@TRAINERS.register("sgd", summary="SGD, Adam or AdamW in mini-batches, with a learning rate schedule")
+def sgd(
+    models: list[torch.nn.Module],
+    data: Resident,
+    members: Bool[Array, "G D"],
+    streams: Sequence[np.random.Generator],
+    *,
+    epochs: Annotated[int, Ge(1)],
+    learning_rate: Annotated[float, Gt(0)],
+    batch_size: Annotated[int, Ge(1)] = 256,
+    optimizer: Annotated[Literal["SGD", "Adam", "AdamW"], BeforeValidator(_spelling)] = "SGD",
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.9,
+    nesterov: bool = True,
+    weight_decay: Annotated[float, Ge(0)] = 5e-4,
+    schedule: Literal["cosine", "step", "constant"] = "cosine",
+    warmup_epochs: Annotated[float, Ge(0)] = 0.0,
+    milestones: tuple[Annotated[float, Interval(gt=0, lt=1)], ...] = (0.5, 0.75),
+    step_factor: Annotated[float, Interval(gt=0, le=1)] = 0.1,
+    augment: bool = False,
+    augment_shift: Annotated[float, Interval(ge=0, le=0.5)] = 0.125,
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    clip_norm: Annotated[float, Gt(0)] | None = None,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> list[torch.nn.Module]:
+    """Train each model on its members by gradient descent; the trained models are in evaluation mode.
+
+    Every epoch visits every member once, the last batch being smaller (a last batch of one record joins the
+    one before: batch normalisation needs two). The order is a permutation of the whole pool, of which
+    non-members are left out, so two models that differ in one record see the others in the same order.
+    UserError where training diverges, with the epoch it happened in.
+
+    - epochs: passes over the members
+    - learning_rate: the peak of the schedule, reached at the end of the warm-up
+    - batch_size: records per step
+    - optimizer: SGD, Adam or AdamW
+    - momentum: of SGD; Adam and AdamW use their usual betas
+    - nesterov: Nesterov's form of the momentum, of SGD
+    - weight_decay: L2 penalty on all weights (SGD, Adam), decoupled from the gradient in AdamW
+    - schedule: after the warm-up, down to zero along a half cosine; down in steps; or constant
+    - warmup_epochs: the learning rate rises linearly over these
+    - milestones: where the schedule `step` goes down, as fractions of the training
+    - step_factor: what the schedule `step` multiplies the learning rate by at each milestone
+    - augment: mirror half of the images, and shift each, anew in every epoch
+    - augment_shift: the largest shift, as a fraction of the image's height (0.125: 4 pixels of 32)
+    - label_smoothing: share of the label spread evenly over all classes
+    - ema: decay per step of the moving average of the weights that is kept in the end; 0 keeps the last weights
+    - clip_norm: longer gradients are scaled down to this norm
+    - precision: auto is bfloat16 (autocast) on CUDA devices that support it, float32 elsewhere
+    """
+    from trainers import loop
+
+    _check(models, data, members, streams, augment, warmup_epochs, epochs)
+    autocast = loop.autocast(precision, data.device)
+    for number, (model, member, rng) in enumerate(zip(models, members, streams, strict=True)):
+        steps = len(batches(int(member.sum()), batch_size))
+        rates = learning_rates(
+            epochs, steps, learning_rate, schedule, warmup_epochs, milestones=milestones, step_factor=step_factor
+        )
+        try:
+            loop.train(
+                model,
+                data,
+                member,
+                rng,
+                rates=rates,
+                make_optimizer=loop.optimizer(optimizer, momentum, nesterov, weight_decay),
+                batch_size=batch_size,
+                shift=math.floor(augment_shift * data.x.shape[2]) if augment else None,
+                label_smoothing=label_smoothing,
+                ema=ema,
+                clip_norm=clip_norm,
+                autocast=autocast,
+            )
+        except loop.Diverged as diverged:
+            raise UserError(
+                f"training diverged: model {number} of a stack of {len(models)}, epoch {diverged.epoch} of {epochs}, "
+                f"train.learning_rate {learning_rate:g}. Lower train.learning_rate, or raise train.warmup_epochs "
+                "or set train.clip_norm"
+            ) from None
+    return models
+
+
+def _check(
+    models: list[torch.nn.Module],
+    data: Resident,
+    members: Bool[Array, "G D"],
+    streams: Sequence[np.random.Generator],
+    augment: bool,
+    warmup_epochs: float,
+    epochs: int,
+) -> None:
+    if members.shape != (len(models), len(data)) or len(streams) != len(models):
+        raise ValueError(
+            f"{len(models)} models and {len(data)} records need members of shape ({len(models)}, {len(data)}) and as "
+            f"many streams as models, got {members.shape} and {len(streams)}"
+        )
+    if not members.any(axis=1).all():
+        raise UserError(f"model {members.any(axis=1).argmin()} of the stack has no records to train on: use more data")
+    if augment and not data.is_image:
+        shape = tuple(data.x.shape[1:])
+        raise UserError(f"train.augment mirrors and shifts images; records of shape {shape} are none: set it to false")
+    if warmup_epochs > epochs:
+        raise UserError(
+            f"train.warmup_epochs {warmup_epochs:g} is more than train.epochs {epochs}: "
+            "train.learning_rate would never be reached"
+        )
