@@ -24,6 +24,8 @@ from core.types import Evidence
 
 log = logging.getLogger(__name__)
 
+NOMINAL_FPRS = (0.1, 0.01, 0.001, 0.0001, 0.0)
+
 
 def run(config: Config) -> AuditResult:
     """Do whatever of the run is not done yet, and write the report. Raises UserError for what the user can mend."""
@@ -85,7 +87,7 @@ def audit_target(session: Session, target: int) -> TargetResult:
     results = []
     for call, (scores, notes, seconds) in zip(calls, attacked, strict=True):
         label = call.name if names.count(call.name) == 1 else call.label
-        summary = summarise(scores, member)
+        summary = summarise(scores, member, nominal_fprs=NOMINAL_FPRS)
         results.append(AttackResult(label, call.settings, scores, roc(scores, member), summary, notes, seconds))
         low, high = summary.auc.low, summary.auc.high
         log.info("target %d  %-14s AUC %.4f [%.4f, %.4f]  %.2f s", target, label, summary.auc.value, low, high, seconds)

@@ -132,6 +132,7 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         result=result,
         ranked=ranked,
         best=ranked[0],
+        headline=tables.headline(ranked[0]),
         verdict=tables.verdict(result, ranked),
         several=len(result.targets) > 1,
         swatch={row.attack: _swatch(row.order) for row in ranked},
@@ -277,13 +278,13 @@ def seconds_text(value: float) -> str:
 
 
 def terminal_table(result: AuditResult) -> Table:
-    """The attacks, strongest first: AUC with its interval, TPR at 1% and 0.1% FPR, "n/r" where not resolvable."""
+    """The attacks, strongest first: AUC with its interval, TPR at the lowest FPRs that these data resolve."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     ranked = tables.by_strength(tables.averages(result))
-    shown = (0.01, 0.001)
+    shown = [point.nominal_fpr for point in tables.headline(ranked[0])]
     count = len(result.targets)
     title = f"Membership inference, mean of {count} target models" if count > 1 else "Membership inference"
     caption = f"n/r: not resolvable with {ranked[0].non_members:,} non-members"

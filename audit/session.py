@@ -105,6 +105,8 @@ def environment(device: Any) -> dict[str, Any]:
     """Versions, device and commit: what a reader needs to judge or repeat the run."""
     import torch
 
+    from trainers.loop import auto_precision
+
     packages = {}
     for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
         try:
@@ -116,6 +118,7 @@ def environment(device: Any) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu_threads": torch.get_num_threads(),
+        "precision that `auto` means here": auto_precision(device),
         "packages": packages,
         "commit": _commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),

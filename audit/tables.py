@@ -79,6 +79,13 @@ def by_strength(rows: Sequence[AttackAverage]) -> list[AttackAverage]:
     return sorted(rows, key=lambda row: (math.isnan(row.auc.value), -row.auc.value, row.order))
 
 
+def headline(row: AttackAverage) -> tuple[AveragePoint, ...]:
+    """The two lowest FPRs that can be resolved; with fewer of them, the two highest there are."""
+    points = sorted((point for point in row.at_fpr if point.nominal_fpr > 0), key=lambda point: -point.nominal_fpr)
+    resolvable = sum(point.resolvable for point in points)
+    return tuple(points[max(resolvable - 2, 0) :][:2])
+
+
 def _average_attack(order: int, attacks: Sequence[AttackResult]) -> AttackAverage:
     summaries = [attack.summary for attack in attacks]
     level = summaries[0].level

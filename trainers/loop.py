@@ -169,8 +169,12 @@ def seeded(rng: np.random.Generator, device: torch.device) -> Iterator[None]:
 @cache  # logged once, not once per stack
 def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
     """The context of the forward pass: bfloat16 arithmetic where asked for, or where `auto` knows a gain."""
-    bfloat16 = precision == "bfloat16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    log.info("training in %s on %s", "bfloat16 (autocast)" if bfloat16 else "float32", device)
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=bfloat16)
+    chosen = auto_precision(device) if precision == "auto" else precision
+    log.info("training in %s on %s", chosen, device)
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=chosen == "bfloat16")
+
+
+def auto_precision(device: torch.device) -> str:
+    """What `precision: auto` is on this device: bfloat16 where CUDA hardware has it, float32 elsewhere."""
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if supported else "float32"

@@ -1,5 +1,7 @@
 """A whole run, small: reproducible, resumable, never stale, and clear about mistakes."""
 
+import copy
+import functools
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ import pytest
 
 import main
 from audit import plots
+from audit.plan import make_plan
 from core.registry import ATTACKS, DATASETS, MODELS, TRAINERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,6 +149,31 @@ def test_model_k_is_the_same_whichever_models_are_trained_with_it(config, tmp_pa
     assert run(config, "--set", *alone) == 0
     name = "models/model_0.safetensors"
     assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_each_model_draws_from_its_own_streams(config, monkeypatch):
+    """Initial weights and training draws differ between models, and depend on the model's number only."""
+    draws: dict[int, tuple[float, float]] = {}
+    train = TRAINERS["sgd"]
+
+    @functools.wraps(train)
+    def spy(models, data, members, streams, **settings):
+        for model, member, rng in zip(models, members, streams, strict=True):
+            number = int(np.flatnonzero((planned == member).all(axis=1))[0])
+            weight = float(next(model.parameters()).detach().flatten()[0])
+            draws[number] = (weight, float(np.random.Generator(copy.deepcopy(rng.bit_generator)).random()))
+        return train(models, data, members, streams, **settings)
+
+    monkeypatch.setitem(TRAINERS, "sgd", spy)
+    planned = make_plan(300, 1, 2, seed=7).member
+    assert run(config) == 0
+    assert sorted(draws) == [0, 2, 3, 4, 5]
+    assert len({weight for weight, _ in draws.values()}) == len({draw for _, draw in draws.values()}) == 5
+    together = dict(draws)
+    draws.clear()
+    (config.parent / "run/models/model_4.safetensors").unlink()
+    assert run(config) == 0
+    assert draws == {4: together[4]}
 
 
 def test_a_killed_run_continues_with_the_missing_models_only(config, tmp_path):

@@ -1,0 +1,227 @@
+"""Plant the known faults of membership-inference tools one by one: each must make a test fail.
+
+    python tests/mutations.py            all of them, in a copy of the tree (some minutes)
+    python tests/mutations.py twin lira  those whose name contains one of the words
+
+Exit code 1 if a fault survives, or if its place in the code is no longer found. The eight of the first prototype
+are marked *; the others are faults of published tools, or of the parts that a number rests on most.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("core", "modules", "dataset", "models", "trainers", "audit", "tests", "configs", "benchmarks")
+MIA, CORE, PIPELINE = "tests/modules/mia", "tests/core", "tests/audit/test_pipeline.py"
+REPORT, TRAINERS, MODELS = "tests/audit/test_report.py", "tests/trainers", "tests/models"
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # where it must be noticed
+
+
+FAULTS = [
+    Fault("* LOSS sign", "modules/mia/loss.py", "return evidence.target", "return -evidence.target", MIA),
+    Fault(
+        "* swapped masks in LiRA",
+        "modules/mia/lira.py",
+        "out = moments(evidence.references, ~evidence.trained_on)",
+        "out = moments(evidence.references, evidence.trained_on)",
+        MIA,
+    ),
+    Fault(
+        "* swapped masks in RMIA",
+        "modules/mia/rmia.py",
+        "masked_mean(evidence.references, ~evidence.trained_on, p",
+        "masked_mean(evidence.references, evidence.trained_on, p",
+        MIA,
+    ),
+    Fault(
+        "* top-half sort instead of the OUT models",
+        "modules/mia/moments.py",
+        "return total / count",
+        "return np.sort([transform(row) for row in values], axis=0)[len(values) // 2 :].mean(axis=0)",
+        MIA,
+    ),
+    Fault(
+        "* the target's twin as reference",
+        "audit/plan.py",
+        "if pair != own_pair",
+        "if True",
+        "tests/audit/test_plan.py",
+    ),
+    Fault(
+        "* a rehearsed reference's twin as reference",
+        "core/types.py",
+        "return kind[:, None] == kind[None, :]",
+        "return np.eye(len(kind), dtype=bool)",
+        CORE + "/test_types.py",
+    ),
+    Fault("* stale artefact", "core/rundir.py", 'if made["settings"] != asked:', "if False:", CORE + "/test_rundir.py"),
+    Fault(
+        "* one generator shared by all models",
+        "audit/training.py",
+        'session.stream("train", m)',
+        'session.stream("train")',
+        PIPELINE,
+    ),
+    Fault("* ignored key", "core/registry.py", 'extra="forbid"', 'extra="ignore"', CORE),
+    Fault(
+        "* transposed table",
+        "audit/signals.py",
+        "[:, session.points],",
+        "[:, session.points].T,",
+        PIPELINE,
+    ),
+    Fault(
+        "LiRA offline two-sided (official code)",
+        "modules/mia/lira.py",
+        "return (value - mean) / np.sqrt(variance)",
+        "return -np.square(value - mean) / variance - np.log(variance)",
+        MIA,
+    ),
+    Fault(
+        "LiRA variance of OUT taken from IN (official code)",
+        "modules/mia/lira.py",
+        "out.mean, _variance(out, pooled_out, own)",
+        "out.mean, _variance(inside, pooled_in, own)",
+        MIA,
+    ),
+    Fault(
+        "LiRA variance between records (official code)",
+        "modules/mia/moments.py",
+        "np.square((row - mean) * selected)",
+        "np.square((row - mean.mean()) * selected)",
+        MIA,
+    ),
+    Fault("batch norm in training mode when queried", "trainers/evaluate.py", ".eval()", ".train()", TRAINERS),
+    Fault(
+        "RMIA saturates: no tie-break",
+        "modules/mia/rmia.py",
+        "if options.tie_break else None",
+        "if False else None",
+        MIA,
+    ),
+    Fault("RMIA odd Taylor polynomial", "modules/mia/rmia.py", "if order < 2 or order % 2:", "if order < 0:", MIA),
+    Fault(
+        "RMIA population treated unlike x",
+        "modules/mia/rmia.py",
+        "z = means.z / _line(means.z_out, a)",
+        "z = means.z / means.z_out",
+        MIA,
+    ),
+    Fault("RMIA rounding at gamma", "modules/mia/dominance.py", "while (up :=", "while False and (up :=", MIA),
+    Fault(
+        "strict and non-strict comparison mixed", "modules/mia/dominance.py", 'side="right")  #', 'side="left")  #', MIA
+    ),
+    Fault("leave-pair-out forgets the pair", "modules/mia/all_targets.py", "mean - d / (n - 1)", "mean - d / n", MIA),
+    Fault("tuning takes the worst", "modules/mia/tuning.py", "np.argmax(totals)", "np.argmin(totals)", MIA),
+    Fault(
+        "unaligned queries",
+        "trainers/augment.py",
+        "def views(",
+        "def views(x, queries):\n    return [v[torch.randperm(len(v))] for v in _views(x, queries)]\n\n\ndef _views(",
+        TRAINERS,
+    ),
+    Fault(
+        "every TPR is resolvable",
+        "core/metrics.py",
+        "resolvable=nominal_fpr * n0 >= ENOUGH_FALSE_POSITIVES",
+        "resolvable=True",
+        CORE,
+    ),
+    Fault(
+        "ROC interpolated between achieved points",
+        "core/metrics.py",
+        "return roc.tpr[_last(roc.fpr, fpr_grid)]",
+        "return np.interp(fpr_grid, roc.fpr, roc.tpr)",
+        CORE,
+    ),
+    Fault(
+        "interval forgets the threshold's noise",
+        "core/metrics.py",
+        "few, many = (_binomial_quantile(q, n0, nominal) for q in (tail, 1 - tail))",
+        "few, many = np.floor(n0 * nominal) + 1, np.floor(n0 * nominal)",
+        CORE,
+    ),
+    Fault("DeLong without the non-members' part", "core/metrics.py", "/ (n0 - 1) / n0", "* 0", CORE),
+    Fault(
+        "signals kept for other weights",
+        "audit/signals.py",
+        'facts(session, wanted.model)["sha256"]',
+        '"always"',
+        PIPELINE,
+    ),
+    Fault(
+        "draws depend on the order of calls",
+        "core/rng.py",
+        "name.encode()",
+        "(name + str(np.random.random())).encode()",
+        CORE + "/test_rng.py",
+    ),
+    Fault("learning rate times 0.1", "trainers/schedule.py", "return peak *", "return 0.1 * peak *", TRAINERS),
+    Fault("non-members are trained on", "trainers/loop.py", "order = order[member[order]]", "order = order", TRAINERS),
+    Fault("weights drawn unseeded", "models/__init__.py", "manual_seed(", "initial_seed() + 0 * (", MODELS),
+]
+
+
+def plant(fault: Fault, tree: Path) -> str:
+    """What becomes of the suite with this fault: "caught", or why not."""
+    path = tree / fault.file
+    text = path.read_text()
+    if fault.old not in text:
+        return "NOT FOUND: the code has changed, adapt this script"
+    path.write_text(text.replace(fault.old, fault.new, 1))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *fault.tests.split(),
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+    ]
+    try:
+        done = subprocess.run(
+            command, cwd=tree, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    finally:
+        path.write_text(text)
+    failed = next((line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+    return f"caught   {failed.partition('::')[2][:70]}" if done.returncode in (1, 2) and failed else "SURVIVED"
+
+
+def main(words: list[str]) -> int:
+    chosen = [fault for fault in FAULTS if not words or any(word in fault.name for word in words)]
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in FOLDERS:
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("main.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, tree)
+        for fault in chosen:
+            outcome = plant(fault, tree)
+            survived += not outcome.startswith("caught")
+            print(f"{fault.name:<52} {outcome}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} faults were caught")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
