@@ -350,16 +350,15 @@ def _attacks(audit: Audit, mistakes: _Mistakes) -> tuple[Call, ...]:
         if call.label in calls:
             mistakes.append((path, f"{call.label} is listed twice"))
         calls[call.label] = call
-        least = min_pairs(call)
-        if audit.num_ref_models < least:
-            message = f"{call.label} needs at least {least}, got {audit.num_ref_models}"
-            mistakes.append((("audit", "num_ref_models"), message))
+    if short := [call for call in calls.values() if min_pairs(call) > audit.num_ref_models]:
+        needs = " and ".join(f"{call.label} needs {min_pairs(call)}" for call in short)
+        mistakes.append((("audit", "num_ref_models"), f"{audit.num_ref_models} is too few: {needs}"))
     return tuple(calls.values())
 
 
 def min_pairs(call: Call) -> int:
     """The least audit.num_ref_models that an attack can work with."""
-    fact = ATTACKS.fact(call.name, "min_pairs", 0)
+    fact: Any = ATTACKS.fact(call.name, "min_pairs", 0)
     return int(fact(call.settings) if callable(fact) else fact)
 
 

@@ -73,9 +73,8 @@ def _json_type(node: dict[str, Any]) -> str:
         return " | ".join(map(str, node["enum"]))
     if "const" in node:
         return str(node["const"])
-    base = {"number": "float", "integer": "int", "string": "text", "boolean": "true | false"}.get(
-        node.get("type", ""), node.get("type", "any")
-    )
+    kind: str = node.get("type", "any")
+    base = {"number": "float", "integer": "int", "string": "text", "boolean": "true | false"}.get(kind, kind)
     if base == "array":
         base = f"list of {_json_type(node.get('items') or (node.get('prefixItems') or [{}])[0])}"
     bounds = [text.format(f"{node[key]:g}") for key, text in _BOUNDS.items() if key in node]

@@ -22,5 +22,5 @@ MODIFIED_ENTROPY = Signal("modified_entropy")
     source="Song & Mittal 2021, arXiv 2003.10595",
 )
 def entropy(evidence: Evidence) -> Float[Array, " N"]:
-    """Minus the logarithm of the modified entropy (eq. 8), mean over queries. Unlike entropy, it knows which label is true."""
+    """Minus the logarithm of the modified entropy (eq. 8), mean over queries: unlike entropy, it knows the label."""
     return evidence.signal(MODIFIED_ENTROPY).target.mean(axis=0, dtype=float64)

@@ -100,7 +100,7 @@ audit:
         (
             "num_ref_models: 2",
             "num_ref_models: 0",
-            "c.yaml:12: audit.num_ref_models: RMIA (gamma=2.0) needs at least 1",
+            "c.yaml:12: audit.num_ref_models: 0 is too few: RMIA (gamma=2.0) needs 1",
         ),
         ("{name: rmia, gamma: 2.0}", "LOSS", "c.yaml:11: audit.algorithm.1: LOSS is listed twice"),
         ("model_name: mlp", "model_name: {name: mlp, hiden: 3}", "c.yaml:6: train.model_name.hiden: unknown key"),
