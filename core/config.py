@@ -7,7 +7,7 @@ function's keyword-only arguments (see core/registry.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -358,8 +358,8 @@ def _attacks(audit: Audit, mistakes: _Mistakes) -> tuple[Call, ...]:
 
 def min_pairs(call: Call) -> int:
     """The least audit.num_ref_models that an attack can work with."""
-    fact: Any = ATTACKS.fact(call.name, "min_pairs", 0)
-    return int(fact(call.settings) if callable(fact) else fact)
+    fact: int | Callable[[Mapping[str, Any]], int] = ATTACKS.fact(call.name, "min_pairs", 0)
+    return fact if isinstance(fact, int) else fact(call.settings)
 
 
 def _unknown_key(key: str, known: list[str]) -> str:

@@ -16,6 +16,7 @@ import pytest
 import main
 from audit import plots
 from audit.plan import make_plan
+from core import rundir
 from core.registry import ATTACKS, DATASETS, MODELS, TRAINERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -214,6 +215,22 @@ def test_changed_weights_are_noticed(config, tmp_path, capsys):
     path.write_bytes(weights)
     assert run(config, "--set", "audit.data_size=50") == 2
     assert "was changed after it was written" in capsys.readouterr().err
+
+
+def test_signals_of_other_weights_are_refused(config, tmp_path, capsys):
+    """A model that was trained again elsewhere, to other bytes, is not judged by what the old one said."""
+    assert run(config) == 0
+    path = tmp_path / "run/models/model_2.safetensors"
+    weights = bytearray(path.read_bytes())
+    weights[-1] ^= 1
+    made = rundir.read_stamp(path)
+    del made["settings"]["artefact format"]
+    made["facts"]["sha256"] = rundir.digest(bytes(weights))
+    rundir.make(path, made["settings"], lambda file: file.write(weights), **made["facts"])
+    capsys.readouterr()
+    assert run(config) == 2
+    error = capsys.readouterr().err
+    assert "model_2.log_odds.npy was made with model weights" in error
 
 
 def test_check_prints_the_plan_and_writes_nothing(config, tmp_path, capsys):
