@@ -63,11 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
 
         if options.check:
             print(pipeline.check(experiment))
-            return 0
-        result = pipeline.run(experiment)
-        from audit.report import print_summary
+        else:
+            from audit.report import print_summary
 
-        print_summary(result, experiment.report_dir)
+            print_summary(pipeline.run(experiment), experiment.report_dir)
         return 0
     except UserError as error:
         print(error, file=sys.stderr)

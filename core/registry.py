@@ -28,7 +28,8 @@ class Registry(dict[str, Callable]):
         """Add a function under `name`, with facts about it that the pipeline asks for (see `fact`)."""
 
         def add(fn: Callable) -> Callable:
-            if known := self.find(name):
+            known = next((known for known in self if known.casefold() == name.casefold()), None)
+            if known is not None:
                 raise ValueError(f"{self.kind} {name!r} is in {self[known].__module__} and {fn.__module__}")
             self[name] = fn
             self.facts[name] = facts
@@ -72,6 +73,10 @@ class Registry(dict[str, Callable]):
 @cache
 def _schema(fn: Callable, name: str) -> type[BaseModel]:
     keywords = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if bare := [p.name for p in keywords if p.annotation is p.empty]:
+        raise TypeError(
+            f"{fn.__module__}.{fn.__name__}: the settings {', '.join(bare)} need a type, e.g. `x: float = 1`"
+        )
     fields: dict[str, Any] = {
         p.name: (_type(p.annotation, fn), ... if p.default is p.empty else p.default) for p in keywords
     }

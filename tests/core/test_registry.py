@@ -193,3 +193,20 @@ def test_core_imports_without_torch_or_scipy_stats():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "core.metrics" in loaded
     assert not {"torch", "scipy.stats", "sklearn", "pandas", "matplotlib"} & set(loaded)
+
+
+def test_a_setting_without_a_type_is_named():
+    things = Registry("thing")
+
+    @things.register("bare")
+    def bare(x, *, width=3): ...
+
+    with pytest.raises(TypeError, match="the settings width need a type"):
+        things.schema("bare")
+
+
+def test_a_name_within_a_prefix_can_be_registered_after_it():
+    things = Registry("thing")
+    things.register("zoo/*")(lambda x: x)
+    things.register("zoo/lion")(lambda x: 2 * x)
+    assert things["zoo/lion"](1) == 2 and things["zoo/bear"](1) == 1
