@@ -263,7 +263,10 @@ def _override(raw: dict, override: str, places: dict[Path_, str]) -> None:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     except (TypeError, KeyError, IndexError):
         raise UserError(f"--set {override}: there is no block {'.'.join(map(str, parents))!r} to set it in") from None
-    places[(*parents, last)] = f"--set {override}"
+    here = (*parents, last)
+    for below in [path for path in places if path[: len(here)] == here]:
+        del places[below]
+    places[here] = f"--set {override}"
 
 
 def _block(name: str, raw: Mapping[str, Any], mistakes: _Mistakes) -> Any:

@@ -130,6 +130,8 @@ def test_set_overrides_before_validation(write):
     assert (config.trainer.settings["epochs"], config.audit.data_size, len(config.attacks)) == (7, 5, 1)
     assert "train.epochs=7" in config.source.text
     assert mistakes(path, "train.epochz=7")[0].startswith("--set train.epochz=7: train.epochz: unknown key")
+    (line,) = mistakes(path, "audit.algorithm=[LOSS, {name: RMIA, gamma: -1}]")
+    assert line.startswith("--set audit.algorithm=[LOSS, {name: RMIA, gamma: -1}]: audit.algorithm.1.gamma: should be")
     assert mistakes(path, "train.epochs")[0].startswith("--set train.epochs: should be key=value")
     assert mistakes(path, "train.epochs.deep=1")[0].startswith("--set train.epochs.deep=1")
 
