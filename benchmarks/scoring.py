@@ -11,7 +11,6 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +110,8 @@ def rmia_kernel(
         dominated(x, z, gamma)
     sample = f"; the peer's time is that of {peer_rows:,} of the x, scaled" if peer_rows else ""
     return side_by_side(
-        f"RMIA kernel, {points:,} x {population:,}, gamma {gamma:g}, {np.dtype(dtype)}{', estimated' * bool(peer_rows)}",
+        f"RMIA kernel, {points:,} x {population:,}, gamma {gamma:g}, {np.dtype(dtype)}"
+        f"{', estimated' * bool(peer_rows)}",
         lambda: dominated(x, z, gamma),
         lambda: pairwise(few, z, gamma, tile),
         rounds=rounds,
@@ -148,7 +148,7 @@ def pairwise_rmia(
 
 
 def rmia_tuned(points: int, population: int, *, rounds: int, floor: float | None) -> list[Row]:
-    """Tuning `a` and scoring one target: against the same rehearsals pairwise, and against one stand-in as the original."""
+    """Tuning `a` and scoring one target, against pairwise forms: in the best tiles, with one stand-in, whole."""
     evidence, _ = world(points, population, pairs=2)
     evidence_p = expit(evidence.target[0].astype(float)), expit(evidence.population[0].astype(float))
     tile = best_tile(*evidence_p, 1.0)
@@ -162,7 +162,6 @@ def rmia_tuned(points: int, population: int, *, rounds: int, floor: float | None
         lambda: rmia(evidence),
         lambda: pairwise_rmia(evidence, tile, REHEARSALS),
         rounds=rounds,
-        floor=floor,
         notes=f"equal a ({a:g}) and counts; both sides: {REHEARSALS} rehearsals x {len(GRID)} values, then the target; "
         f"the peer's best tile is {tile[0]} x {tile[1]:,}",
     )
@@ -173,7 +172,20 @@ def rmia_tuned(points: int, population: int, *, rounds: int, floor: float | None
         rounds=rounds,
         notes=f"ours as shipped ({REHEARSALS} rehearsals), the peer does a quarter of that work, as the original",
     )
-    return [row, less]
+    evaluations = REHEARSALS * len(GRID) + 1
+    x, z = (p / p.mean() for p in evidence_p)
+    member = evidence.trained_on[0]
+    whole = side_by_side(
+        f"{name}, peer whole, estimated",
+        lambda: rmia(evidence),
+        lambda: roc_curve(member, (x[:, None] / z >= 1.0).mean(axis=1)),
+        rounds=rounds,
+        floor=floor,
+        part=1 / evaluations,
+        notes="the same procedure by the pairwise form as the original tool computes it, one N x P matrix and a ROC; "
+        f"the peer's time is that of one of its {evaluations} evaluations, times {evaluations}",
+    )
+    return [row, less, whole]
 
 
 # --- LiRA ------------------------------------------------------------------------------------------------------

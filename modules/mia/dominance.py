@@ -24,11 +24,22 @@ def dominated(x: Float[Array, " N"], z: Float[Array, " P"], gamma: float) -> Int
 
 def _dominated(x: Float[Array, " N"], z: Float[Array, " P"], gamma: float) -> Int[Array, " N"]:
     if gamma == 1.0:
-        return np.searchsorted(np.sort(z), x, side="right")  # the quotient rounds to >= 1 exactly if x >= z
+        return _not_above(x, z)  # the quotient rounds to >= 1 exactly if x >= z
     values, copies = np.unique(z, return_counts=True)
     below = np.concatenate([[0], np.cumsum(copies)])
     with np.errstate(over="ignore", under="ignore"):
         return below[_boundary(x, values, x.dtype.type(gamma))]
+
+
+def _not_above(x: Float[Array, " N"], z: Float[Array, " P"]) -> Int[Array, " N"]:
+    """For each x, the number of z <= x. Searches the shorter of the two in the longer, sorted."""
+    if len(z) >= len(x):
+        return np.searchsorted(np.sort(z), x, side="right")
+    order = np.argsort(x)
+    first = np.searchsorted(x[order], np.sort(z), side="left")  # z is beaten by the x from this rank on
+    count = np.empty(len(x), dtype=np.int64)
+    count[order] = np.cumsum(np.bincount(first, minlength=len(x) + 1)[:-1])
+    return count
 
 
 def _boundary(x: Float[Array, " N"], values: Float[Array, " V"], gamma: np.floating) -> Int[Array, " N"]:
