@@ -44,7 +44,7 @@ def _not_above(x: Float[Array, " N"], z: Float[Array, " P"]) -> Int[Array, " N"]
 
 def _boundary(x: Float[Array, " N"], values: Float[Array, " V"], gamma: np.floating) -> Int[Array, " N"]:
     """For each x, the number of sorted distinct values v with `x / v >= gamma`."""
-    k = np.searchsorted(values, x / gamma, side="right")
+    k = _not_above(x / gamma, values)
     # x / gamma and x / v round separately: step to where the comparison itself turns, a few floats away.
     last = len(values) - 1
     while (up := (k <= last) & (x / values[np.minimum(k, last)] >= gamma)).any():
