@@ -1,7 +1,4 @@
-"""Privacy Meter: what does a trained model reveal about its training data?
-
-python main.py --cf configs/quickstart.yaml
-"""
+"""Privacy Meter: what does a trained model reveal about its training data?"""
 
 from __future__ import annotations
 
@@ -12,17 +9,17 @@ from pathlib import Path
 
 from core.errors import UserError
 
+KINDS = ("datasets", "models", "trainers", "attacks", "modules", "config")
+
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cf", type=Path, metavar="FILE", help="the experiment: a YAML file, see configs/")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="e.g. train.epochs=1"
     )
     parser.add_argument("--check", action="store_true", help="check the config, print the plan, and stop")
-    parser.add_argument(
-        "--list", choices=["datasets", "models", "trainers", "attacks", "config"], help="what a config can name"
-    )
+    parser.add_argument("--list", choices=KINDS, help="what a config can name")
     parser.add_argument(
         "--plugin", nargs="+", action="extend", default=[], type=Path, metavar="FILE", help="your own .py"
     )
@@ -45,7 +42,8 @@ def load_plugin(file: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    import dataset  # noqa: F401  (these fill the registries; none imports torch)
+    import audit  # noqa: F401  (these fill the registries; none imports torch)
+    import dataset  # noqa: F401
     import models  # noqa: F401
     import modules.mia  # noqa: F401
     import trainers  # noqa: F401

@@ -83,6 +83,7 @@ def _train_stack(session: Session, stack: list[int], pool: Any, population: Any)
     except UserError as error:
         raise UserError(f"models {', '.join(map(str, stack))}: {error}") from None
     seconds = (time.perf_counter() - start) / len(stack)
+    of_trainer = TRAINERS.fact(config.trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
     for number, model, member in zip(stack, trained, members, strict=True):
         train_acc, train_loss = accuracy_and_loss(model, pool, np.flatnonzero(member), config.audit.batch_size)
         test_acc, test_loss = accuracy_and_loss(model, population, None, config.audit.batch_size)
@@ -99,6 +100,7 @@ def _train_stack(session: Session, stack: list[int], pool: Any, population: Any)
             test_loss=test_loss,
             seconds=round(seconds, 3),
             device=str(pool.x.device),
+            **of_trainer(config.trainer.settings, int(member.sum())),
         )
         log.info(
             "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",

@@ -10,7 +10,8 @@ hook = install_import_hook(["core", "modules", "audit", "dataset", "trainers", "
 
 import pytest  # noqa: E402
 
-import dataset  # noqa: E402, F401  (these fill the registries, as main.py does)
+import audit  # noqa: E402, F401  (these fill the registries, as main.py does)
+import dataset  # noqa: E402, F401
 import models  # noqa: E402, F401
 import modules.mia  # noqa: E402, F401
 import trainers  # noqa: E402, F401

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("core", "modules", "dataset", "models", "trainers", "audit", "tests", "configs", "benchmarks")
 MIA, CORE, PIPELINE = "tests/modules/mia", "tests/core", "tests/audit/test_pipeline.py"
-REPORT, TRAINERS, MODELS = "tests/audit/test_report.py", "tests/trainers", "tests/models"
+TRAINERS, MODELS, RAMIA = "tests/trainers", "tests/models", "tests/modules/ramia tests/audit/test_ramia.py"
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,35 @@ FAULTS = [
     ),
     Fault("learning rate times 0.1", "trainers/schedule.py", "return peak *", "return 0.1 * peak *", TRAINERS),
     Fault("non-members are trained on", "trainers/loop.py", "order = order[member[order]]", "order = order", TRAINERS),
+    Fault(
+        "RaMIA trims the wrong end",
+        "modules/ramia/aggregation.py",
+        "for q in (q_s, q_e))",
+        "for q in (1 - q_e, 1 - q_s))",
+        RAMIA,
+    ),
+    Fault(
+        "RaMIA reports without trimming",
+        "audit/ramia.py",
+        "scores = aggregation(sample_scores)",
+        "scores = sample_scores.mean(axis=1)",
+        RAMIA,
+    ),
+    Fault(
+        "RaMIA tunes on twins",
+        "modules/ramia/evidence.py",
+        "return self.pair[:, None] == self.pair[None, :]",
+        "return np.eye(len(self.pair), dtype=bool)",
+        RAMIA,
+    ),
+    Fault("a range takes its center's membership", "audit/ramia.py", "held = own | (others > 0)", "held = own", RAMIA),
+    Fault(
+        "the center slips into the samples",
+        "audit/ramia.py",
+        "first = 0 if setup.include_center else 1",
+        "first = 0",
+        RAMIA,
+    ),
     Fault("weights drawn unseeded", "models/__init__.py", "manual_seed(", "initial_seed() + 0 * (", MODELS),
 ]
 

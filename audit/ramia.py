@@ -1,0 +1,334 @@
+"""`ramia:` in a config: does a range of records hold a training point? (Tao & Shokri 2025, https://arxiv.org/abs/2408.05131).
+
+For each audited record: a center, a range around it, K samples of the range, a point attack's score of each, and
+their aggregate. Everything reported is about ranges; the same attack at the center alone is there to compare with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray as Array
+
+from audit.ramia_samples import Setup, ask, centers, read
+from audit.results import AttackResult, Section, TargetResult
+from audit.session import Session, device_of
+from audit.signals import compute_missing, evidence, signals_of
+from core.config import Call, min_pairs
+from core.log import collected
+from core.metrics import paired_auc_difference, roc, summarise
+from core.registry import ATTACKS, MODULES
+from core.types import Estimate, Evidence, Signal
+from dataset.ranges import RANGES, bound
+from dataset.ranges.truth import others_inside
+from modules.ramia.aggregation import AGGREGATIONS, UNTUNED, Aggregation, grid
+from modules.ramia.evidence import RangeEvidence, decidable
+from modules.ramia.tuning import tuned
+
+if TYPE_CHECKING:
+    pass
+
+log = logging.getLogger(__name__)
+
+# The original tool's keys, beside `range_function: <name>`, and what they set.
+FLAT = {
+    "l2": {"radius": "radius"},
+    "geometric": {"transformations": "transformations"},
+    "missing_values": {"num_missing_feats": "columns", "col_ranges": "col_ranges", "is_categorical": "imputation"},
+}
+SIDES = ("RaMIA over the range", "at the center only")
+
+
+def check(session: Session, **settings: Any) -> None:
+    """Everything that can be wrong with the block, at its line; before anything is trained."""
+    setup_of(session, **settings)
+
+
+@MODULES.register("ramia", summary="range membership: does a range of records hold a training point?", check=check)
+def ramia(
+    session: Session,
+    targets: tuple[TargetResult, ...],
+    *,
+    range_function: str | dict[str, Any],
+    sample_size: Annotated[int, Ge(2)] = 10,
+    include_center: bool = False,
+    center: Literal["record", "perturbed"] = "record",
+    attack: str | dict[str, Any] | None = None,
+    aggregation: str | dict[str, Any] = "tuned",
+    neighbours: Literal["relabel", "drop"] = "relabel",
+    radius: Annotated[float, Gt(0)] | None = None,
+    transformations: list[str | dict[str, Any]] | None = None,
+    num_missing_feats: Annotated[int, Ge(1)] | None = None,
+    col_ranges: list[tuple[float, float]] | None = None,
+    is_categorical: bool | None = None,
+) -> Section:
+    """Range membership inference on the models of the run: one range around each audited record.
+
+    range_function: `{name: l2, radius: 10}`, `{name: geometric, transformations: [rotate, shift]}`,
+        `{name: missing_values, columns: 10}`; documentation/ramia.md has all of their settings.
+    sample_size: samples of each range, the center included if it is.
+    include_center: whether the center is one of the samples. Without it the audit shows what can be told without
+        the exact record.
+    center: "record" is the audited record itself; "perturbed" a random point of its range, the realistic case of
+        an auditor who has something near the record.
+    attack: the attack that scores each sample; the first of audit.algorithm if left out.
+    aggregation: "tuned" on rehearsals, or mean, max, {name: top_k, k: 3}, {name: trimmed_mean, q_s: 0.4, q_e: 1} or
+        {name: log_mean_exp, sharpness: 1}.
+    neighbours: what becomes of a range whose own record is no member, but which holds another training point: it
+        is a member ("relabel"), or left out ("drop").
+    radius, transformations, num_missing_feats, col_ranges, is_categorical: the original tool's keys, for
+        `range_function: <name>`.
+    """
+    setup = setup_of(
+        session,
+        range_function=range_function,
+        sample_size=sample_size,
+        include_center=include_center,
+        center=center,
+        attack=attack,
+        aggregation=aggregation,
+        neighbours=neighbours,
+        radius=radius,
+        transformations=transformations,
+        num_missing_feats=num_missing_feats,
+        col_ranges=col_ranges,
+        is_categorical=is_categorical,
+    )
+    based = replace(session, config=replace(session.config, attacks=(setup.base,)))
+    device = device_of(session.config, "audit")
+    try:
+        ask(based, setup, device)
+        others = others_inside(
+            setup.ranges,
+            centers(session, setup, session.points),
+            session.points,
+            session.data.pool,
+            session.plan.member,
+        )
+    except ValueError as error:
+        raise session.config.error("ramia.range_function", str(error)) from error
+    compute_missing(based, device)  # of the population, in the base attack's signals
+    found = tuple(audit_target(based, setup, others, target) for target in session.plan.targets)
+    from audit.ramia_report import write
+
+    return write(session, setup, found, session.config.report_dir / "ramia")
+
+
+def setup_of(
+    session: Session,
+    *,
+    range_function: str | dict[str, Any],
+    sample_size: int,
+    include_center: bool,
+    center: str,
+    attack: str | dict[str, Any] | None,
+    aggregation: str | dict[str, Any],
+    neighbours: str,
+    **flat: Any,
+) -> Setup:
+    """The settings, checked against the data and the run. Raises UserError, at the line of the key."""
+    config = session.config
+    name, settings = _range(session, range_function, {key: value for key, value in flat.items() if value is not None})
+    kind, is_image = RANGES.fact(name, "kind", "any"), session.data.is_image
+    if kind != "any" and (kind == "images") != is_image:
+        has = "images" if is_image else "features"
+        message = f"{name} works on {kind}, and {config.dataset.name} has {has}"
+        raise config.error("ramia.range_function", message)
+    try:
+        ranges = RANGES[name](session.data, **settings)
+    except ValueError as error:
+        raise config.error("ramia.range_function", f"{name}: {error}") from None
+    drawn = sample_size - include_center
+    if ranges.points() < drawn:
+        raise config.error(
+            "ramia.sample_size",
+            f"{ranges.description}: that makes {ranges.points():g} different records beside the center, fewer than "
+            f"the {drawn} samples asked for",
+        )
+    chosen = None if aggregation == "tuned" else Aggregation(*_bound(session, AGGREGATIONS, "aggregation", aggregation))
+    if chosen:
+        try:
+            chosen(np.zeros((1, sample_size)))
+        except ValueError as error:
+            raise config.error("ramia.aggregation", str(error)) from None
+    base = config.attacks[0] if attack is None else _attack(session, attack)
+    return Setup(name, settings, ranges, sample_size, include_center, center, neighbours, base, chosen)
+
+
+def _range(session: Session, value: str | dict[str, Any], flat: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    given = {"name": value} if isinstance(value, str) else dict(value)
+    name = RANGES.find(str(given.get("name"))) or ""
+    for key, setting in flat.items():
+        if name and key not in FLAT.get(name, {}):
+            raise session.config.error(f"ramia.{key}", f"{name} has no such setting")
+        if key == "is_categorical":
+            setting = "categorical" if setting else "uniform"
+        given[FLAT.get(name, {}).get(key, key)] = setting
+    return _bound(session, RANGES, "range_function", given)
+
+
+def _bound(session: Session, registry: Any, key: str, value: str | dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    try:
+        return bound(registry, value)
+    except ValueError as error:
+        raise session.config.error(f"ramia.{key}", str(error)) from None
+
+
+def _attack(session: Session, value: str | dict[str, Any]) -> Call:
+    name, settings = _bound(session, ATTACKS, "attack", value)
+    given = {} if isinstance(value, str) else {key: setting for key, setting in value.items() if key != "name"}
+    call = Call(name, settings, given)
+    if session.config.audit.num_ref_models < min_pairs(call):
+        message = f"{call.label} needs audit.num_ref_models of at least {min_pairs(call)}"
+        raise session.config.error("ramia.attack", message)
+    return call
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found out about the ranges of one target. Of N judged ranges; `result` is all range level."""
+
+    result: TargetResult  # its attacks: RaMIA over the range, the base attack at the center
+    difference: Estimate  # AUC of the first minus AUC of the second, paired
+    aggregation: Aggregation
+    rehearsed: tuple[tuple[str, float], ...]  # each candidate's label and its mean AUC in rehearsals; empty if untuned
+    ranges: Int[Array, " N"]  # places among the audited points
+    own: Bool[Array, " N"]  # whether the range's own record is a member
+    others: Int[Array, " N"]  # training points in the range beside it
+    sample_scores: Float[Array, "N K"]
+    contested: int  # ranges whose own record is no member, but which hold another training point
+    undecidable: int  # ranges left out, because all references know them, or none
+
+
+def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], target: int) -> Found:
+    """Score every range for one target. Its membership is looked up only after the scores are fixed."""
+    config, plan = session.config, session.plan
+    references = np.array(plan.references[target], dtype=int)
+    own = plan.member[:, session.points]
+    held = own | (others > 0)
+    compared = held[references] if ATTACKS.fact(setup.base.name, "needs_references", True) else held[:0]
+    kept = np.flatnonzero(decidable(compared, references[: len(compared)] // 2))
+    if len(kept) < 2:
+        raise config.error(
+            "ramia.range_function",
+            f"{len(session.points) - len(kept)} of {len(session.points)} ranges hold training points of every "
+            "reference model: the ranges are so large that the question has one answer; make them smaller",
+        )
+    seen = evidence(session, target)
+    first = 0 if setup.include_center else 1
+    at_samples = _evidence(session, setup, seen, target, held, kept, slice(first, None))
+    at_center = _evidence(session, setup, seen, target, held, kept, slice(0, 1))
+    attack = _scoring(session, setup.base)
+    with collected("modules") as notes:
+        sample_scores = attack(at_samples).reshape(-1, setup.samples)
+        center_scores = attack(at_center)
+    aggregation, rehearsed = setup.aggregation, ()
+    if aggregation is None:
+        candidates = grid(setup.samples)
+        with _quiet("modules.mia"):
+            aggregation, aucs = tuned(at_samples, attack, setup.samples, candidates)
+        rehearsed = tuple(zip((c.label for c in candidates), aucs.tolist(), strict=True)) if aggregation else ()
+        notes.append(f"aggregation: {(aggregation or UNTUNED).label}, " + ("tuned on rehearsals" if aggregation else
+                     "not tuned: rehearsing needs 2 pairs of references"))  # fmt: skip
+        aggregation = aggregation or UNTUNED
+    scores = aggregation(sample_scores)
+
+    member, contested = held[target, kept], (held & ~own)[target, kept]
+    judged = ~contested if setup.neighbours == "drop" else np.ones(len(kept), dtype=bool)
+    member = member[judged]
+    if member.all() or not member.any():
+        some = "all" if member.any() else "none"
+        raise config.error("ramia.range_function", f"{some} of the ranges hold training points of model {target}")
+    labels = (SIDES[0], f"{setup.base.label} {SIDES[1]}")
+    results = tuple(
+        AttackResult(label, setup.base.settings, s, roc(s, member), summarise(s, member), tuple(notes), 0.0)
+        for label, s in zip(labels, (scores[judged], center_scores[judged]), strict=True)
+    )
+    difference = paired_auc_difference(results[0].scores, results[1].scores, member)
+    log.info(
+        "ramia: target %d  %d ranges, %d members (%d hold only another record)  AUC %.4f over the range, %.4f at the "
+        "center, difference %+.4f [%+.4f, %+.4f]; %s; center %s the samples",
+        *(target, len(member), member.sum(), contested.sum(), *(r.summary.auc.value for r in results)),
+        *(difference.value, difference.low, difference.high, aggregation.label),
+        "among" if setup.include_center else "not among",
+    )
+    return Found(
+        result=TargetResult(target, member, results),
+        difference=difference,
+        aggregation=aggregation,
+        rehearsed=rehearsed,
+        ranges=kept[judged],
+        own=own[target, kept[judged]],
+        others=others[target, kept[judged]],
+        sample_scores=sample_scores[judged],
+        contested=int(contested.sum()),
+        undecidable=len(session.points) - len(kept),
+    )
+
+
+def _evidence(
+    session: Session,
+    setup: Setup,
+    seen: Evidence,
+    target: int,
+    held: Bool[Array, "M N"],
+    kept: Int[Array, " n"],
+    columns: slice,
+) -> RangeEvidence:
+    """Evidence at these columns (0 is the center) of the kept ranges, range by range; the population as it is."""
+    references = np.array(session.plan.references[target], dtype=int)
+
+    def at(model: int, signal: Signal) -> np.ndarray:
+        table = read(session, setup, model, signal)[:, kept, columns]
+        return table.reshape(len(table), -1)
+
+    def of(signal: Signal, also: dict[str, Evidence]) -> RangeEvidence:
+        population = seen.signal(signal)
+        asked = at(target, signal)
+        stack = np.empty((len(references), *asked.shape), dtype=asked.dtype)
+        for row, model in enumerate(references):
+            stack[row] = at(int(model), signal)
+        return RangeEvidence(
+            target=asked,
+            references=stack,
+            trained_on=np.repeat(held[references][:, kept], asked.shape[1] // len(kept), axis=1),
+            population=population.population,
+            population_references=population.population_references,
+            also=also,
+            pair=references // 2,
+        )
+
+    first, *rest = signals_of(session.config.attacks)
+    return of(first, {signal.name: of(signal, {}) for signal in rest})
+
+
+def _scoring(session: Session, base: Call) -> Callable[[Evidence], Float[Array, " n"]]:
+    def attack(seen: Evidence) -> np.ndarray:
+        try:
+            scores = np.asarray(ATTACKS[base.name](seen, **base.settings), dtype=np.float64)
+        except ValueError as error:
+            raise session.config.error("ramia.attack", f"{base.label}: {error}") from error
+        if np.isnan(scores).any():
+            raise session.config.error("ramia.attack", f"{base.label} gave scores that are not a number")
+        return scores
+
+    return attack
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Rehearsed attacks have nothing to tell the reader."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,150 @@
+"""The samples of ranges, and what every model says of them: in blocks of ranges, kept on disk under stamps."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpy import ndarray as Array
+
+from audit.session import Session
+from audit.signals import signals_of
+from audit.training import facts, load_model
+from core import rundir
+from core.config import Call
+from core.errors import UserError
+from core.log import progress
+from core.types import Records, Signal
+from dataset.ranges import Range
+from modules.ramia.aggregation import Aggregation
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 2**27  # of samples in memory at a time, as float32
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The block's settings, checked."""
+
+    range_name: str
+    range_settings: Mapping[str, Any]
+    ranges: Range
+    samples: int  # K
+    include_center: bool
+    center: str
+    neighbours: str
+    base: Call
+    aggregation: Aggregation | None  # None: tuned
+
+    @property
+    def drawn(self) -> int:
+        """Samples beside the center."""
+        return self.samples - self.include_center
+
+
+def centers(session: Session, setup: Setup, points: Int[Array, " n"]) -> Shaped[Array, "n ..."]:
+    """The centers of the ranges around these records of the pool."""
+    records = session.data.pool.x[points]
+    if setup.center == "record":
+        return records
+    near = [
+        setup.ranges.sample(record, 1, session.stream("ramia", "center", int(point)))[0]
+        for record, point in zip(records, points, strict=True)
+    ]
+    return np.stack(near)
+
+
+def samples(session: Session, setup: Setup, points: Int[Array, " n"]) -> Shaped[Array, "n C ..."]:
+    """The center of each range, then its samples. A range's own named stream draws them: its record, and the number
+    of a sample, decide what the sample is."""
+    found = [
+        np.concatenate([center[None], setup.ranges.sample(center, setup.drawn, session.stream("ramia", "samples", p))])
+        for center, p in zip(centers(session, setup, points), points.tolist(), strict=True)
+    ]
+    return np.stack(found)
+
+
+def ask(session: Session, setup: Setup, device: torch.device) -> None:
+    """Ask every model about every center and sample that it was not asked about; a block of ranges at a time."""
+    from trainers.evaluate import signals
+    from trainers.resident import Resident
+
+    wanted = signals_of(session.config.attacks)
+    for start, stop in progress(list(blocks(session, setup)), "querying ranges"):
+        missing = {
+            model: [signal for signal in wanted if not _is_made(session, setup, model, signal, start, stop)]
+            for model in session.plan.models
+        }
+        if not any(missing.values()):
+            continue
+        points = session.points[start:stop]
+        x = samples(session, setup, points)
+        count = x.shape[1]
+        records = Records(x.reshape(-1, *x.shape[2:]), np.repeat(session.data.pool.y[points], count))
+        resident = Resident.of(records, session.data.mean, session.data.std, device)
+        audit = session.config.audit
+        for model in (model for model in session.plan.models if missing[model]):
+            network = load_model(session, model, device)
+            asked = signals(
+                network, resident, wanted=missing[model], batch_size=audit.batch_size, queries=audit.queries
+            )
+            for signal, column in zip(missing[model], asked, strict=True):
+                if not np.isfinite(column).all():
+                    raise UserError(f"model {model} gives non-finite signals ({signal.name}) on samples of ranges")
+                table = column.reshape(audit.queries, len(points), count)
+                path = _path(session, setup, model, signal, start, stop)
+                write = lambda file, table=table: np.lib.format.write_array(file, table, allow_pickle=False)  # noqa: E731
+                rundir.make(path, _stamp(session, setup, model, signal, start, stop), write)
+        log.info("ramia: ranges %d to %d of %d asked", start, stop, len(session.points))
+
+
+def blocks(session: Session, setup: Setup) -> Iterator[tuple[int, int]]:
+    """[start, stop) of ranges whose samples fit into BLOCK_BYTES."""
+    each = (setup.drawn + 1) * math.prod(session.data.input_shape) * 4
+    size, total = max(1, BLOCK_BYTES // each), len(session.points)
+    return ((start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _drawn(session: Session, setup: Setup) -> dict[str, Any]:
+    """All that decides which points are asked about."""
+    return {
+        "records (sha256)": session.pool_digest,
+        "population (sha256)": session.population_digest,
+        "indices (sha256)": rundir.digest(session.points),
+        "ramia.range_function": {"name": setup.range_name, **setup.range_settings},
+        "ramia samples beside the center": setup.drawn,
+        "ramia.center": setup.center,
+        "run.random_seed": session.config.run.random_seed,
+        "audit.queries": session.config.audit.queries,
+    }
+
+
+def _path(session: Session, setup: Setup, model: int, signal: Signal, start: int, stop: int) -> Path:
+    """Other ranges or other samples are other files: changing them in a config makes nothing stale."""
+    folder = session.folder / "signals" / f"ramia_{rundir.digest(_drawn(session, setup))[:8]}"
+    return folder / f"model_{model}.{signal.name}.{start}-{stop}.npy"
+
+
+def _stamp(session: Session, setup: Setup, model: int, signal: Signal, start: int, stop: int) -> dict[str, Any]:
+    made = {"model weights (sha256)": facts(session, model)["sha256"], **_drawn(session, setup)}
+    return {**made, "signal": signal.name, "ranges": [start, stop]}
+
+
+def _is_made(session: Session, setup: Setup, model: int, signal: Signal, start: int, stop: int) -> bool:
+    stamp = _stamp(session, setup, model, signal, start, stop)
+    return rundir.is_made(_path(session, setup, model, signal, start, stop), stamp)
+
+
+def read(session: Session, setup: Setup, model: int, signal: Signal) -> Float[Array, "Q N C"]:
+    paths = [_path(session, setup, model, signal, *block) for block in blocks(session, setup)]
+    return np.concatenate([np.load(path, allow_pickle=False) for path in paths], axis=1)

@@ -1,0 +1,6 @@
+"""Range functions for RaMIA, registered in `RANGES`: an import here is what makes a name known in YAML."""
+
+from dataset.ranges import geometric, l2, missing_values
+from dataset.ranges.base import RANGES, Range, bound
+
+__all__ = ["RANGES", "Range", "bound", "geometric", "l2", "missing_values"]

@@ -1,0 +1,71 @@
+"""What a range is: all records near a center, by a range function's own idea of near."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+from numpy import ndarray as Array
+from pydantic import ValidationError
+
+from core.registry import Registry
+
+RANGES = Registry("range function")  # (data, *, settings) -> Range; facts: kind = "images" | "features" | "any"
+
+
+@runtime_checkable
+class Range(Protocol):
+    """A range around every record; its records have the label of the center.
+
+    description: in words, for the report: "pictures after rotate, shift".
+    """
+
+    description: str
+
+    def points(self) -> float:
+        """How many distinct records a range has beside its center, at least; may be infinite."""
+        ...
+
+    def sample(self, center: Shaped[Array, "*d"], count: int, draw: np.random.Generator) -> Shaped[Array, "K ..."]:
+        """`count` distinct records of the range around `center`, never the center itself.
+
+        A function of the center and the state of `draw`; the first of more are the same as of fewer. ValueError if
+        there are not as many.
+        """
+        ...
+
+    def inside(self, centers: Shaped[Array, "n ..."], records: Shaped[Array, "d ..."]) -> Bool[Array, "n d"]:
+        """Which records lie in which center's range. What a range function cannot decide exactly, it documents."""
+        ...
+
+
+def bound(registry: Registry, value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and checked settings of `l2` or `{name: l2, radius: 10}`. ValueError, in words, for a mistake in it."""
+    given = {"name": value} if isinstance(value, str) else dict(value)
+    name = given.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"a {registry.kind} with settings is written {{name: …, setting: value}}, got {value!r}")
+    known = registry.find(name)
+    if known is None:
+        raise ValueError(registry.unknown(name))
+    try:
+        return known, registry.bind(known, given)
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{known}: {_in_words(item, registry, known)}" for item in error.errors())) from None
+
+
+def _in_words(item: Mapping[str, Any], registry: Registry, name: str) -> str:
+    key = ".".join(map(str, [part for part in item["loc"] if not _is_type(part)]))
+    if item["type"] == "missing":
+        return f"{key} is missing, and has no default"
+    if item["type"] == "extra_forbidden":
+        known = ", ".join(registry.schema(name).model_fields) or "none"
+        return f"{key} is no setting of it; there are: {known}"
+    return f"{key} {item['msg'].replace('Input should', 'should').replace('Value error, ', '')}, got {item['input']!r}"
+
+
+def _is_type(part: Any) -> bool:
+    """pydantic names the alternatives of a union in `loc`, as `constrained-int` or `list[int]`."""
+    return isinstance(part, str) and not part.isidentifier()
