@@ -97,7 +97,9 @@ def roc_figure(targets: Sequence[TargetResult], *, log: bool, title: str = "", l
     summaries = [attack.summary for target in targets for attack in target.attacks]
     members, non_members = (min(getattr(s, side) for s in summaries) for side in ("members", "non_members"))
     axes = (
-        _axes((7.4, 4.9), (0.135, 0.11, 0.55, 0.82), title) if legend else _axes((5.0, 4.7), (0.175, 0.11, 0.765, 0.86))
+        new_axes((7.4, 4.9), (0.135, 0.11, 0.55, 0.82), title)
+        if legend
+        else new_axes((5.0, 4.7), (0.175, 0.11, 0.765, 0.86))
     )
     start = 1 / non_members if log and non_members > 1 else 0.0
     axes.plot([start, 1], [start, 1], color=MUTED, linewidth=1, dashes=(4, 3), label="chance", zorder=1)
@@ -145,7 +147,7 @@ def score_figure(attack: AttackResult, member: Bool[Array, " N"]) -> Figure:
     The range holds all but the outermost 0.1% of the finite scores on either side; the first and last bins hold
     what lies beyond, infinite scores too. Scores that are not a number are left out.
     """
-    axes = _axes((7.4, 3.1), (0.08, 0.155, 0.9, 0.74))
+    axes = new_axes((7.4, 3.1), (0.08, 0.155, 0.9, 0.74))
     edges = _bins(attack.scores)
     for mask, colour, name in ((~member, NON_MEMBER, "non-members"), (member, MEMBER, "members")):
         scores = attack.scores[mask].astype(float)
@@ -170,7 +172,7 @@ def _bins(scores: Array) -> Float[Array, " B"]:
     return np.linspace(low, high, 61)
 
 
-def _axes(size: tuple[float, float], box: tuple[float, float, float, float], title: str = "") -> Axes:
+def new_axes(size: tuple[float, float], box: tuple[float, float, float, float], title: str = "") -> Axes:
     """Empty axes on a figure of its own: no pyplot, so nothing global is touched and no window can open.
 
     size: inches. box: left, bottom, width and height of the axes as shares of it (a layout engine would take
@@ -205,7 +207,7 @@ def _from_left(curve: Curve) -> tuple[Float[Array, " G1"], Float[Array, " G1"]]:
 
 def _legend(curve: Curve) -> str:
     """Name and AUC, on two lines where the name is long."""
-    return f"{_short(curve.attack)}{'  ' if len(curve.attack) <= 18 else chr(10)}AUC {curve.auc:.3f}"
+    return f"{_short(curve.attack)}{'  ' if len(curve.attack) <= 14 else chr(10)}AUC {curve.auc:.3f}"
 
 
 def _short(name: str) -> str:

@@ -1,0 +1,239 @@
+"""The `duci:` block, in small runs: the files, the truth, what is trained, and every mistake at its line."""
+
+import csv
+import io
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import audit.duci
+import main
+from audit import pipeline, plots
+from audit.session import prepare
+from core.config import load
+from core.errors import UserError
+from core.registry import MODULES
+from modules.duci.answers import Answer
+from modules.duci.usage import usage
+from tests.modules.duci.world import world
+
+TINY = """\
+run:
+  log_dir: {log_dir}
+  random_seed: 7
+data:
+  dataset: synthetic_tabular
+  num_records: 800
+  num_features: 60
+  num_classes: 10
+train:
+  model_name: {{name: mlp, hidden: [64]}}
+  epochs: 25
+  batch_size: 32
+  learning_rate: 0.1
+audit:
+  algorithm: LOSS
+  num_ref_models: 3
+duci:
+  size: 200
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One run directory for all tests here: other settings of the block make nothing of it stale."""
+    folder = tmp_path_factory.mktemp("duci")
+    path = folder / "tiny.yaml"
+    path.write_text(TINY.format(log_dir=folder / "run"))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    monkeypatch.setattr(plots, "png", lambda figure: b"a picture")
+    monkeypatch.setattr(plots, "svg", lambda figure, name, about: "<svg></svg>")
+
+
+def run(config, *changes):
+    """The DUCI section and the rows of usage.csv."""
+    result = pipeline.run(load(config, list(changes)))
+    (section,) = [s for s in result.sections if s.name == "duci"]
+    folder = config.parent / "run" / "report" / "duci"
+    with (folder / "usage.csv").open() as file:
+        return section, list(csv.DictReader(file)), folder
+
+
+def models(config):
+    return {p: p.stat().st_mtime_ns for p in config.parent.rglob("model_*.safetensors")}
+
+
+def mistake(config, *changes):
+    with pytest.raises(UserError) as caught:
+        pipeline.prepared(load(config, list(changes)))
+    return str(caught.value)
+
+
+def test_without_proportions_nothing_is_trained_beyond_the_run_and_the_truth_is_beside_the_estimate(shared):
+    before = set(models(shared))
+    section, rows, folder = run(shared, "run.num_experiments=2")
+    assert not [path for path in set(models(shared)) - before if path.parent.parent.name != "run"]
+    assert [row["model"] for row in rows] == ["target 0", "target 1"]
+    session = prepare(load(shared, ["run.num_experiments=2"]))
+    x = np.sort(session.stream("duci", "records").choice(session.points, 200, replace=False))
+    for t, row in enumerate(rows):
+        assert float(row["truth"]) == session.plan.member[t, x].mean()
+        assert float(row["raw_low"]) < float(row["raw"]) < float(row["raw_high"])
+        assert 0 <= float(row["low"]) <= float(row["estimate"]) <= float(row["high"]) <= 1
+    assert "trained on" in section.verdict and "interval" in section.verdict
+    assert "Not checked" in section.html and "Target 0" in section.verdict
+    assert (folder / "usage.png").read_bytes() == b"a picture"
+
+
+def test_the_same_command_gives_the_same_answers_and_other_models_are_left_alone(shared):
+    _, rows, _ = run(shared)
+    before = models(shared)
+    assert run(shared)[1] == rows and models(shared) == before
+
+
+def test_proportions_train_targets_of_one_training_size_that_used_what_was_asked(shared):
+    changes = ["duci.proportions=[0, 0.5, 1]", "duci.trials=2"]
+    section, rows, folder = run(shared, *changes)
+    synthetic = [row for row in rows if row["proportion"]]
+    assert [(float(r["proportion"]), float(r["truth"])) for r in synthetic] == [
+        (p, p) for p in (0.0, 0.5, 1.0) for _ in range(2)
+    ]
+    folders = sorted((shared.parent / "run" / "duci").glob("uniform_*"))
+    sizes = {tuple(np.load(f / "models" / "memberships.npy").sum(axis=1)) for f in folders}
+    assert len(folders) == 3 and sizes == {(300, 300)}
+    errors = {
+        row["method"]: float(row["largest"]) for row in csv.DictReader(io.StringIO((folder / "errors.csv").read_text()))
+    }
+    assert errors["DUCI"] < errors["Direct aggregation"]
+    assert "6 synthetic targets" in section.verdict and "Do the rates carry over?" in section.html
+    low = [float(r["raw"]) for r in synthetic if r["proportion"] == "0.0"]
+    high = [float(r["raw"]) for r in synthetic if r["proportion"] == "1.0"]
+    assert max(low) < min(high)
+
+
+def test_more_trials_and_proportions_train_only_what_is_new(shared):
+    run(shared, "duci.proportions=[0, 1]", "duci.trials=1")
+    before = models(shared)
+    run(shared, "duci.proportions=[0, 0.25, 1]", "duci.trials=1")
+    new = set(models(shared)) - set(before)
+    assert {p.parent.parent.name.rpartition("_")[0] for p in new} == {"uniform_0.25"}
+    assert all(models(shared)[p] == before[p] for p in before)
+
+
+def test_an_adversarial_sample_is_drawn_by_vulnerability_and_answered_in_subgroups(shared):
+    changes = ["duci.proportions=[0.5]", "duci.sampling=most_vulnerable", "duci.debias=subgroups", "duci.subgroups=3"]
+    section, rows, _ = run(shared, *changes)
+    assert float(rows[-1]["truth"]) == 0.5 and int(rows[-1]["groups"]) in (1, 2, 3)
+    assert "by vulnerability" in section.html
+
+
+def test_an_attack_that_reads_another_signal_gets_it(shared):
+    _, rows, _ = run(shared, "duci.attack={name: BASE, temperature: 3.0}", "duci.min_advantage=0")
+    assert rows[0]["refused"] == "" and rows[0]["mean_score"] == ""
+
+
+def test_named_parts_get_answers_of_their_own(shared):
+    section, rows, _ = run(shared, "duci.groups={low: [0, 1, 2, 3, 4], high: [5, 6, 7, 8, 9]}", "duci.min_advantage=0")
+    assert [row["part"] for row in rows] == ["all of X", "low", "high"]
+    assert sum(int(row["records"]) for row in rows[1:]) == int(rows[0]["records"]) == 200
+    assert "target 0, low" in section.html
+
+
+def test_a_list_of_records_is_the_dataset(shared, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("\n".join(map(str, range(100, 180))))
+    _, rows, _ = run(shared, "duci.size=null", f"duci.records={file}", "duci.min_advantage=0")
+    session = prepare(load(shared))
+    assert int(rows[0]["records"]) == 80
+    assert float(rows[0]["truth"]) == session.plan.member[0, 100:180].mean()
+
+
+def test_a_refusal_is_in_words_and_trains_no_synthetic_targets(shared, caplog):
+    before = models(shared)
+    with caplog.at_level(logging.WARNING):
+        section, rows, _ = run(shared, "duci.min_advantage=0.95", "duci.proportions=[0.125]")
+    assert "no share can be given" in section.verdict and "hardly tells members" in rows[0]["refused"]
+    assert rows[0]["estimate"] == "" and models(shared) == before
+    assert "Not checked: without an answer" in section.html
+    assert any("no synthetic targets" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["duci.proportions=[0, 1.5]"], "duci.proportions"),
+        (["duci.proportions=[-0.1]"], "duci.proportions"),
+        (["duci.trials=0"], "duci.trials"),
+        (["duci.threshold=1.5"], "duci.threshold"),
+        (["duci.sampling=greedy"], "duci.sampling"),
+        (["duci.proportion=[0]"], "did you mean 'proportions'?"),
+    ],
+)
+def test_mistakes_of_the_block_are_found_when_it_is_read(shared, changes, message):
+    with pytest.raises(UserError) as caught:
+        load(shared, changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["duci.size=601"], "duci.size: 601 is more than the 600 records to draw from"),
+        (["duci.size=400", "duci.proportions=[0]"], "leave 300 to take from the 200 records of the pool outside it"),
+        (["duci.size=400", "duci.proportions=[1]"], "leave -100 to take"),
+        (["audit.num_ref_models=0"], "audit.num_ref_models: duci needs at least 2 pairs of references"),
+        (["audit.num_ref_models=1"], "audit.num_ref_models: duci needs at least 2 pairs of references"),
+        (["duci.attack=LOSS", "audit.num_ref_models=0"], "at least 1 pairs of references"),
+        (["duci.debias=record"], "at least 8 pairs of references for rates of each record"),
+        (["duci.attack=RIMA"], "duci.attack: no attack is called 'RIMA'; did you mean 'RMIA'?"),
+        (["duci.attack={name: RMIA, gama: 2}"], "duci.attack: RMIA: gama"),
+        (["duci.attack={gamma: 2}"], "an attack with settings is"),
+        (["duci.records=/nowhere.txt"], "duci.records: /nowhere.txt is no text file of pool indices"),
+        (["duci.groups={none: [77]}"], "duci.groups.none: 0 records of X have a label in [77]"),
+    ],
+)
+def test_what_only_the_data_can_tell_is_a_clear_message_before_anything_is_trained(shared, changes, message):
+    assert message in mistake(shared, *changes)
+
+
+def test_records_that_are_not_audited_are_named(shared, tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("3 4 600")
+    assert "1 of the 3 records are no audited points (first: 600" in mistake(shared, f"duci.records={file}")
+    file.write_text("three")
+    assert "is no text file of pool indices" in mistake(shared, f"duci.records={file}")
+
+
+def test_check_says_it_all_before_anything_is_written(shared, capsys):
+    changes = ["duci.size=500", "duci.proportions=[0]"]
+    assert main.main(["--cf", str(shared), "--check", "--set", *changes]) == 2
+    assert "duci.proportions: 0: a model trains on 300 records" in capsys.readouterr().err
+
+
+def test_the_page_escapes_what_a_user_named(shared):
+    section, _, _ = run(shared, "duci.groups={'<b>': [0, 1, 2, 3, 4]}", "duci.min_advantage=0")
+    assert "<b>" not in section.html and "&lt;b&gt;" in section.html
+
+
+def test_the_figure_shows_what_has_a_value_and_leaves_out_refused_answers():
+    target, known, _ = world(0)
+    answered = Answer("m", "all of X", 0.4, 0, 500, 0.4, usage(target, known), 0.5, float("nan"), 0.35, 0.7, 0.3)
+    refused = replace(answered, usage=usage(target, known, min_advantage=0.9))
+    axes = audit.duci.usage_figure([answered, refused], 0.95).axes[0]
+    names = axes.get_legend_handles_labels()[1]
+    assert set(names) == {"truth", "Direct aggregation", "MLE on average logits", "DUCI, 95% interval"}
+    (points,) = [bars.lines[0] for bars in axes.containers]
+    assert points.get_ydata() == [answered.usage.raw]
+    none = audit.duci.usage_figure([refused], 0.95).axes[0]
+    assert "DUCI, 95% interval" not in none.get_legend_handles_labels()[1]
+
+
+def test_the_block_has_a_line_for_every_setting():
+    described = {line.split(":")[0].strip(" -") for line in MODULES["duci"].__doc__.splitlines() if " - " in f" {line}"}
+    assert set(MODULES.schema("duci").model_fields) <= described
