@@ -10,7 +10,9 @@ import argparse
 import json
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +58,7 @@ def world(points: int, population: int, pairs: int) -> tuple[Evidence, np.ndarra
         return noise + difficulty.astype(np.float32) + trained[:, None, :]
 
     x = log_odds(1.5 * draw.standard_normal(points), np.concatenate([halves[:1], trained_on]))
-    nothing = np.zeros((2 * pairs + 1, population), dtype=bool)
-    z = log_odds(1.5 * draw.standard_normal(population), nothing)
+    z = log_odds(1.5 * draw.standard_normal(population), np.zeros((2 * pairs + 1, population), dtype=bool))
     return Evidence(x[0], x[1:], trained_on, z[0], z[1:]), halves[0]
 
 
@@ -106,8 +107,10 @@ def rmia_kernel(
     few = x[:: len(x) // peer_rows][:peer_rows] if peer_rows else x
     ours = dominated(x, z, gamma)
     same(ours[:: len(x) // peer_rows][:peer_rows] if peer_rows else ours, pairwise(few, z, gamma, tile))
-    with ExtraMemory() as memory:
-        dominated(x, z, gamma)
+    tracemalloc.start()
+    dominated(x, z, gamma)
+    extra = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
     sample = f"; the peer's time is that of {peer_rows:,} of the x, scaled" if peer_rows else ""
     return side_by_side(
         f"RMIA kernel, {points:,} x {population:,}, gamma {gamma:g}, {np.dtype(dtype)}"
@@ -117,8 +120,9 @@ def rmia_kernel(
         rounds=rounds,
         floor=floor,
         part=len(few) / len(x),
-        notes=f"equal counts of all x that the peer did; its best tile is {tile[0]} x {tile[1]:,}{sample}",
-        extra_mib=memory.peak,
+        notes=f"equal counts of all x that the peer did; its best tile is {tile[0]} x {tile[1]:,}{sample}; "
+        f"ours takes {extra:.1f} MiB beyond its input",
+        extra_mib=extra,
     )
 
 
@@ -148,7 +152,7 @@ def pairwise_rmia(
 
 
 def rmia_tuned(points: int, population: int, *, rounds: int, floor: float | None) -> list[Row]:
-    """Tuning `a` and scoring one target, against pairwise forms: in the best tiles, with one stand-in, whole."""
+    """Tuning `a` and scoring one target, against the same procedure pairwise, and a quarter of it."""
     evidence, _ = world(points, population, pairs=2)
     evidence_p = expit(evidence.target[0].astype(float)), expit(evidence.population[0].astype(float))
     tile = best_tile(*evidence_p, 1.0)
@@ -162,6 +166,7 @@ def rmia_tuned(points: int, population: int, *, rounds: int, floor: float | None
         lambda: rmia(evidence),
         lambda: pairwise_rmia(evidence, tile, REHEARSALS),
         rounds=rounds,
+        floor=floor,
         notes=f"equal a ({a:g}) and counts; both sides: {REHEARSALS} rehearsals x {len(GRID)} values, then the target; "
         f"the peer's best tile is {tile[0]} x {tile[1]:,}",
     )
@@ -172,20 +177,7 @@ def rmia_tuned(points: int, population: int, *, rounds: int, floor: float | None
         rounds=rounds,
         notes=f"ours as shipped ({REHEARSALS} rehearsals), the peer does a quarter of that work, as the original",
     )
-    evaluations = REHEARSALS * len(GRID) + 1
-    x, z = (p / p.mean() for p in evidence_p)
-    member = evidence.trained_on[0]
-    whole = side_by_side(
-        f"{name}, peer whole, estimated",
-        lambda: rmia(evidence),
-        lambda: roc_curve(member, (x[:, None] / z >= 1.0).mean(axis=1)),
-        rounds=rounds,
-        floor=floor,
-        part=1 / evaluations,
-        notes="the same procedure by the pairwise form as the original tool computes it, one N x P matrix and a ROC; "
-        f"the peer's time is that of one of its {evaluations} evaluations, times {evaluations}",
-    )
-    return [row, less, whole]
+    return [row, less]
 
 
 # --- LiRA ------------------------------------------------------------------------------------------------------
@@ -252,11 +244,12 @@ def lira_all(points: int, models: int, *, rounds: int, floor: float | None) -> R
 
 def lira_streamed(points: int, models: int, *, rounds: int) -> list[Row]:
     """Every model as the target, read from and written to files, in fresh processes."""
-    found = [fresh("benchmarks.scoring", "--child", "streamed", str(points), str(models)) for _ in range(rounds)]
+    with tempfile.TemporaryDirectory() as folder:
+        write_signals(Path(folder), points, models)
+        found = [fresh("benchmarks.scoring", "--child", "streamed", folder) for _ in range(rounds)]
     name = f"LiRA online, all {models} targets, {points:,} records, from file"
     extra, spent = (Spread.of([run[key] for run in found]) for key in ("extra_mib", "seconds"))
-    limit = Spread(MEMORY_LIMIT, MEMORY_LIMIT, MEMORY_LIMIT)
-    ratios = Spread.of([MEMORY_LIMIT / run["extra_mib"] for run in found])
+    limit, ratios = Spread.of([MEMORY_LIMIT]), Spread.of([MEMORY_LIMIT / run["extra_mib"] for run in found])
     notes = "peer: the 64 MiB allowed; ours: anonymous memory of the process, sampled every 5 ms, less that before"
     return [
         Row(f"{name}, extra memory", ratios.median, 1.0, "MiB", extra, limit, ratios, rounds, "", notes),
@@ -264,58 +257,52 @@ def lira_streamed(points: int, models: int, *, rounds: int) -> list[Row]:
     ]
 
 
-def streamed(points: int, models: int) -> dict[str, float]:
-    """In a process of its own: CPU seconds and extra memory of `lira_all_targets` from file to file."""
-    with tempfile.TemporaryDirectory() as folder:
+def write_signals(folder: Path, points: int, models: int) -> None:
+    """Signals (float32) and memberships of pairs of models, a model at a time."""
+    signals, member = (
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (models, points))
+        for name, dtype in (("signals", np.float32), ("member", bool))
+    )
+    for model in range(models):
+        draw = stream(0, "streamed", model)
+        member[model] = ~member[model - 1] if model % 2 else draw.random(points) < 0.5
+        signals[model] = draw.standard_normal(points, dtype=np.float32) + member[model]
 
-        def file(name: str, dtype: type) -> np.ndarray:
-            return np.lib.format.open_memmap(Path(folder) / name, "w+", dtype, (models, points))
 
-        signals, member, out = file("signals.npy", np.float32), file("member.npy", bool), file("scores.npy", np.float32)
-        for pair in range(models // 2):
-            draw = stream(0, "streamed", pair)
-            member[2 * pair] = draw.random(points) < 0.5
-            member[2 * pair + 1] = ~member[2 * pair]
-            for model in (2 * pair, 2 * pair + 1):
-                signals[model] = draw.standard_normal(points, dtype=np.float32) + member[model]
-        lira_all_targets(signals[:, :1000], member[:, :1000], out=out[:, :1000])  # imports and buffers are not extra
-        start = time.process_time()
-        with ExtraMemory() as memory:
-            lira_all_targets(signals, member, out=out)
-        return {"seconds": time.process_time() - start, "extra_mib": memory.peak}
+def streamed(folder: Path) -> dict[str, float]:
+    """In a process of its own, whose memory holds nothing yet: CPU seconds and extra memory, from file to file."""
+    signals, member = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("signals", "member"))
+    out = np.lib.format.open_memmap(folder / "scores.npy", "w+", np.float32, signals.shape)
+    attack = partial(lira_all_targets, variance="per_record")
+    attack(signals[:, :8], member[:, :8])  # what is loaded once is not extra; the buffers of its blocks are
+    start = time.process_time()
+    with ExtraMemory() as memory:
+        attack(signals, member, out=out)
+    spent = time.process_time() - start
+    close(out[:, -100:], attack(signals[:, -100:], member[:, -100:]))
+    return {"seconds": spent, "extra_mib": memory.peak}
 
 
 # --- the whole audit -------------------------------------------------------------------------------------------
 
 
-def whole_audit(points: int, population: int, *, rounds: int, recorded: bool) -> list[Row]:
+def whole_audit(points: int, population: int, *, rounds: int) -> list[Row]:
     """From the signals of one target and two pairs of references to the files of the report, in fresh processes."""
     found = [fresh("benchmarks.scoring", "--child", "audit", str(points), str(population)) for _ in range(rounds)]
     name = f"whole audit of one target, {points:,} x {population:,}"
     where = "peer: the original tool, recorded on another machine (2 cores AMD EPYC), not run here"
-    rows = []
-    for key, unit, peer, floor, clock, label in (
-        ("seconds", "s", RECORDED_SECONDS, None, "wall", "time"),
-        ("peak_mib", "MiB", RECORDED_MIB, None, "", "peak memory"),
-    ):
-        ours = Spread.of([run[key] for run in found])
-        against = Spread.of([peer / run[key] for run in found])
-        rows.append(
-            Row(
-                f"{name}, {label}{', recorded peer' * recorded}",
-                against.median if recorded else None,
-                floor,
-                unit,
-                ours,
-                Spread(peer, peer, peer) if recorded else None,
-                against if recorded else None,
-                rounds,
-                clock,
-                where if recorded else "",
-                {"steps": found[-1]["steps"]} if key == "seconds" else {},
-            )
+
+    def row(label: str, key: str, peer: float, unit: str, clock: str, **facts: object) -> Row:
+        ours, against = (
+            Spread.of(values) for values in zip(*((run[key], peer / run[key]) for run in found), strict=True)
         )
-    return rows
+        label = f"{name}, {label}, recorded peer"
+        return Row(label, against.median, None, unit, ours, Spread.of([peer]), against, rounds, clock, where, facts)
+
+    return [
+        row("time", "seconds", RECORDED_SECONDS, "s", "wall", steps=found[-1]["steps"]),
+        row("peak memory", "peak_mib", RECORDED_MIB, "MiB", ""),
+    ]
 
 
 def audited(points: int, population: int) -> dict[str, object]:
@@ -359,9 +346,6 @@ def audited(points: int, population: int) -> dict[str, object]:
     return {"seconds": time.perf_counter() - start, "peak_mib": peak_rss(), "steps": steps, "files": files}
 
 
-# ---------------------------------------------------------------------------------------------------------------
-
-
 def same(ours: np.ndarray, peer: np.ndarray) -> None:
     """Refuse to time what is not equal, in every element."""
     if not np.array_equal(ours, peer):
@@ -382,26 +366,26 @@ def measure(full: bool) -> Iterator[Row]:
     if full:
         for gamma in (1.0, 1.7):
             yield rmia_kernel(1_000_000, 100_000, gamma, np.float64, rounds=rounds, floor=400.0, peer_rows=2_000)
-        yield from rmia_tuned(50_000, 10_000, rounds=5, floor=200.0)
+        yield from rmia_tuned(50_000, 10_000, rounds=3, floor=200.0)
     else:
         yield from rmia_tuned(10_000, 4_000, rounds=rounds, floor=None)
     yield lira_one(50_000, 64, rounds=rounds, floor=4.0)
     if full:
         yield lira_all(50_000, 256, rounds=5, floor=150.0)
-        yield from lira_streamed(1_000_000, 256, rounds=1)
+        yield from lira_streamed(1_000_000, 256, rounds=2)
     else:
         yield lira_all(10_000, 64, rounds=rounds, floor=None)
-    yield from whole_audit(50_000, 10_000, rounds=rounds, recorded=True)
+    yield from whole_audit(50_000, 10_000, rounds=rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--full", action="store_true", help="the sizes that the floors are for; some minutes")
-    parser.add_argument("--child", nargs=3, metavar=("WHAT", "N", "P"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        what, *sizes = arguments.child
-        print(json.dumps({"streamed": streamed, "audit": audited}[what](*map(int, sizes))))
+        what, *given = arguments.child
+        print(json.dumps(streamed(Path(*given)) if what == "streamed" else audited(*map(int, given))))
         return
     one_thread()
     header(*PACKAGES)

@@ -36,8 +36,8 @@ class Spread:
     max: float
 
     @classmethod
-    def of(cls, values: Sequence[float], scale: float = 1.0) -> Spread:
-        ordered = sorted(scale * value for value in values)
+    def of(cls, values: Sequence[float]) -> Spread:
+        ordered = sorted(values)
         middle = len(ordered) // 2
         return cls(ordered[0], (ordered[middle] + ordered[~middle]) / 2, ordered[-1])
 

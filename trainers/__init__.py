@@ -5,4 +5,5 @@ architecture, the resident data, which records each trains on (G, D), and each o
 is bit for bit the same alone, in any stack, at any position in it.
 """
 
+from trainers.dp_sgd import dp_sgd as dp_sgd
 from trainers.sgd import sgd as sgd

@@ -16,15 +16,16 @@ def dominated(x: Float[Array, " N"], z: Float[Array, " P"], gamma: float) -> Int
     """
     if x.dtype != z.dtype or not all(np.isfinite(v).all() and (v > 0).all() for v in (x, z)):
         raise ValueError("ratios must be positive and finite, of x and z in one dtype")
-    order = np.argsort(x)  # needles in order keep the binary search in cache
+    order = np.argsort(x)
     count = np.empty(len(x), dtype=np.int64)
     count[order] = _dominated(x[order], z, gamma)
     return count
 
 
 def _dominated(x: Float[Array, " N"], z: Float[Array, " P"], gamma: float) -> Int[Array, " N"]:
+    """The same of x in ascending order."""
     if gamma == 1.0:
-        return _not_above(x, z)  # the quotient rounds to >= 1 exactly if x >= z
+        return _not_above(x, np.sort(z))  # the quotient rounds to >= 1 exactly if x >= z
     values, copies = np.unique(z, return_counts=True)
     below = np.concatenate([[0], np.cumsum(copies)])
     with np.errstate(over="ignore", under="ignore"):
@@ -32,18 +33,15 @@ def _dominated(x: Float[Array, " N"], z: Float[Array, " P"], gamma: float) -> In
 
 
 def _not_above(x: Float[Array, " N"], z: Float[Array, " P"]) -> Int[Array, " N"]:
-    """For each x, the number of z <= x. Searches the shorter of the two in the longer, sorted."""
+    """For each x, the number of z <= x, both ascending. Searches for the fewer in the more."""
     if len(z) >= len(x):
-        return np.searchsorted(np.sort(z), x, side="right")
-    order = np.argsort(x)
-    first = np.searchsorted(x[order], np.sort(z), side="left")  # z is beaten by the x from this rank on
-    count = np.empty(len(x), dtype=np.int64)
-    count[order] = np.cumsum(np.bincount(first, minlength=len(x) + 1)[:-1])
-    return count
+        return np.searchsorted(z, x, side="right")  # equal ratios count
+    first = np.searchsorted(x, z, side="left")  # z is beaten by the x from this rank on
+    return np.cumsum(np.bincount(first, minlength=len(x) + 1)[:-1])
 
 
 def _boundary(x: Float[Array, " N"], values: Float[Array, " V"], gamma: np.floating) -> Int[Array, " N"]:
-    """For each x, the number of sorted distinct values v with `x / v >= gamma`."""
+    """For each x, the number of values v with `x / v >= gamma`; x ascending, v ascending and distinct."""
     k = _not_above(x / gamma, values)
     # x / gamma and x / v round separately: step to where the comparison itself turns, a few floats away.
     last = len(values) - 1

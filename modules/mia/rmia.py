@@ -127,8 +127,17 @@ def _means(evidence: Evidence, options: _Options) -> _Means:
     )
 
 
+def _ratio(means: _Means, a: float) -> Float[Array, "Q N"]:
+    return means.x / (_line(means.x_out, a) if means.x_in is None else (means.x_in + means.x_out) / 2)
+
+
+def _ranked(means: _Means, a: float, options: _Options) -> Float[Array, " N"]:
+    """What ranks points as `_score` does. Of one query with ties broken that is the ratio of x, whatever the z."""
+    return _ratio(means, a)[0] if len(means.x) == 1 and options.tie_break else _score(means, a, options)
+
+
 def _score(means: _Means, a: float, options: _Options) -> Float[Array, " N"]:
-    x = means.x / (_line(means.x_out, a) if means.x_in is None else (means.x_in + means.x_out) / 2)
+    x = _ratio(means, a)
     z = means.z / _line(means.z_out, a)
     if options.queries == "majority" and len(x) > 1:
         beaten, of = dominated_by_majority(x, z, options.gamma), z.shape[1]
@@ -154,7 +163,7 @@ def tuned_a(evidence: Evidence, options: _Options = _Options()) -> float:
         evidence,
         GRID,
         prepare=lambda rehearsal: _means(rehearsal, options),
-        score=lambda means, a: _score(means, a, options),
+        score=lambda means, a: _ranked(means, a, options),
     )
     if best is None:
         log.warning(

@@ -1,6 +1,7 @@
 """The benchmark compares equals, and its last line can be read by a machine. Nothing here is timed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,12 @@ def test_the_lira_peer_is_lira():
     evidence, _ = scoring.world(300, 1, pairs=8)
     peer = np.ascontiguousarray(np.moveaxis(evidence.references, 1, 2)), evidence.trained_on, evidence.target.T
     scoring.close(lira(evidence, variance="per_record"), scoring.per_record_loop(*peer, centre=np.mean, ddof=1))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_all_targets_from_file_are_all_targets_from_memory(tmp_path):
+    scoring.write_signals(tmp_path, 300, 8)
+    assert scoring.streamed(tmp_path).keys() == {"seconds", "extra_mib"}  # raises where they differ
 
 
 def test_unequal_results_are_refused():
