@@ -154,8 +154,7 @@ def pairwise_rmia(
 def rmia_tuned(points: int, population: int, *, rounds: int, floor: float | None) -> list[Row]:
     """Tuning `a` and scoring one target, against the same procedure pairwise, and a quarter of it."""
     evidence, _ = world(points, population, pairs=2)
-    evidence_p = expit(evidence.target[0].astype(float)), expit(evidence.population[0].astype(float))
-    tile = best_tile(*evidence_p, 1.0)
+    tile = best_tile(*(expit(seen[0].astype(float)) for seen in (evidence.target, evidence.population)), 1.0)
     a, scores = pairwise_rmia(evidence, tile, REHEARSALS)
     same(rmia(evidence, tie_break=False), scores)
     tuned = rmia(evidence)  # (beaten + something within 0 and 1) / (population + 1)
