@@ -95,7 +95,7 @@ def measure(full: bool) -> Iterator[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="m = 100,000 at delta > 0, whose peer takes minutes a pair")
+    parser.add_argument("--full", action="store_true", help="m = 100,000 at delta > 0, whose peer is slow")
     arguments = parser.parse_args()
     one_thread()
     header(*PACKAGES)

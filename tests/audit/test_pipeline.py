@@ -275,11 +275,12 @@ def test_an_interrupted_run_says_how_to_go_on(config, monkeypatch, capsys):
 @pytest.fixture
 def registries():
     """What a test registers is gone after it."""
-    before = [(registry, dict(registry)) for registry in (ATTACKS, DATASETS, MODELS, TRAINERS)]
+    before = [(registry, dict(registry), dict(registry.facts)) for registry in (ATTACKS, DATASETS, MODELS, TRAINERS)]
     yield
-    for registry, entries in before:
+    for registry, entries, facts in before:
         registry.clear()
         registry.update(entries)
+        registry.facts = facts
 
 
 @pytest.mark.usefixtures("registries")
