@@ -1,6 +1,7 @@
 """Shapes are executed: every jaxtyping annotation of core/, modules/ and the rest is checked while tests run."""
 
 import warnings
+from collections.abc import Iterator
 
 from jaxtyping import install_import_hook
 
@@ -15,6 +16,21 @@ import dataset  # noqa: E402, F401
 import models  # noqa: E402, F401
 import modules.mia  # noqa: E402, F401
 import trainers  # noqa: E402, F401
+from core.registry import ATTACKS, DATASETS, MODELS, MODULES, TRAINERS  # noqa: E402
+
+REGISTRIES = (ATTACKS, DATASETS, MODELS, MODULES, TRAINERS)
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = [(registry, dict(registry), dict(registry.facts)) for registry in REGISTRIES]
+    yield
+    for registry, entries, facts in before:
+        if len(registry) != len(entries) or len(registry.facts) != len(facts):
+            registry.clear()
+            registry.update(entries)
+            registry.facts = facts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

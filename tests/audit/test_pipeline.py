@@ -17,7 +17,7 @@ import main
 from audit import plots
 from audit.plan import make_plan
 from core import rundir
-from core.registry import ATTACKS, DATASETS, MODELS, TRAINERS
+from core.registry import TRAINERS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """\
@@ -272,18 +272,6 @@ def test_an_interrupted_run_says_how_to_go_on(config, monkeypatch, capsys):
     assert "the same command continues" in capsys.readouterr().err
 
 
-@pytest.fixture
-def registries():
-    """What a test registers is gone after it."""
-    before = [(registry, dict(registry), dict(registry.facts)) for registry in (ATTACKS, DATASETS, MODELS, TRAINERS)]
-    yield
-    for registry, entries, facts in before:
-        registry.clear()
-        registry.update(entries)
-        registry.facts = facts
-
-
-@pytest.mark.usefixtures("registries")
 def test_a_plugin_brings_a_dataset_a_model_and_an_attack(config, tmp_path, capsys):
     plugin = ROOT / "tests/audit/my_plugin.py"
     changes = [
