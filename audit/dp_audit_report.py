@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audit import plots, tables
+from audit import plots, tables, templates
 from audit.dp_audit_runs import Arm
 from audit.results import Section
 from core.metrics import roc
@@ -164,16 +164,9 @@ def roc_figure(setup: Setup, found: Sequence[Found]) -> Figure:
 
 
 def _html(setup: Setup, found: Sequence[Found], figures: dict[str, Any]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.environment()
     about = {
         "epsilon_by_guesses": "epsilon against the number of guesses, exploratory",
         "ROC": "ROC curves of the canaries, with the line that the claim allows",

@@ -16,12 +16,13 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 from pydantic import ValidationError
 
-from audit import plots
+from audit import plots, templates
 from audit.report import rate, share, to_csv
 from audit.results import Section, TargetResult
 from audit.session import Session, device_of
 from audit.signals import compute_missing, evidence, signals_of
 from core.config import Call, min_pairs
+from core.log import quiet
 from core.registry import ATTACKS, MODULES
 from core.rundir import digest, write_atomic, write_text
 from core.types import Evidence, Plan
@@ -213,7 +214,7 @@ def _answers(task: _Task) -> tuple[list[Answer], list[Answer]]:
     half = session.stream("duci", "halves").permutation(len(task.x)) < len(task.x) // 2
     learnt: dict[tuple[int, ...], Learnt] = {}  # targets of one pair share their references
     found: list[Answer] = []
-    with _quiet(), _explained(task):
+    with quiet("modules.mia"), _explained(task):
         for target, references in enumerate(session.plan.references):
             seen = restricted(evidence(session, target), columns)
             if references not in learnt:
@@ -233,18 +234,6 @@ def _explained(task: _Task) -> Iterator[None]:
         yield
     except ValueError as error:
         raise task.session.config.error("duci", f"{error}; take more records, or more references") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """An attack says what it tunes each time it runs, and here it runs hundreds of times."""
-    attacks = logging.getLogger("modules.mia")
-    before = attacks.level
-    attacks.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        attacks.setLevel(before)
 
 
 # --- synthetic targets -----------------------------------------------------------------------------------------
@@ -282,7 +271,7 @@ def _experiment(task: _Task, learnt: Learnt, proportion: float) -> list[Answer]:
     train_missing(other, device_of(other.config, "train"))
     compute_missing(other, device_of(other.config, "audit"))
     found: list[Answer] = []
-    with _quiet(), _explained(task):
+    with quiet("modules.mia"), _explained(task):
         for trial in range(task.trials):
             seen = with_target(learnt.evidence, evidence(other, trial))
             label = {"model": f"synthetic {proportion:g} no. {trial}", "proportion": proportion, "trial": trial}
@@ -357,13 +346,9 @@ def usage_figure(shown: Sequence[Answer], level: float) -> Figure:
 
 
 def _page(task: _Task, found: list[Answer], synthetic: list[Answer], figure: str) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    folder = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = templates.environment()
     environment.filters |= {"rate": rate, "share": share, "count": lambda n: f"{n:,}", "three": _three}
     answered = [a for a in synthetic if not a.usage.refused]
     of_p = {p: [a for a in answered if a.proportion == p] for p in task.proportions}

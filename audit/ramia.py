@@ -7,8 +7,7 @@ their aggregate. Everything reported is about ranges; the same attack at the cen
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +21,7 @@ from audit.results import AttackResult, Section, TargetResult
 from audit.session import Session, device_of
 from audit.signals import compute_missing, evidence, signals_of
 from core.config import Call, min_pairs
-from core.log import collected
+from core.log import collected, quiet
 from core.metrics import paired_auc_difference, roc, summarise
 from core.registry import ATTACKS, MODULES
 from core.types import Estimate, Evidence, Signal
@@ -232,7 +231,7 @@ def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], targ
     aggregation, rehearsed = setup.aggregation, ()
     if aggregation is None:
         candidates = grid(setup.samples)
-        with _quiet("modules.mia"):
+        with quiet("modules.mia"):
             aggregation, aucs = tuned(at_samples, attack, setup.samples, candidates)
         rehearsed = tuple(zip((c.label for c in candidates), aucs.tolist(), strict=True)) if aggregation else ()
         notes.append(f"aggregation: {(aggregation or UNTUNED).label}, " + ("tuned on rehearsals" if aggregation else
@@ -320,15 +319,3 @@ def _scoring(session: Session, base: Call) -> Callable[[Evidence], Float[Array, 
         return scores
 
     return attack
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Rehearsed attacks have nothing to tell the reader."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

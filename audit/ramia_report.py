@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audit import plots, tables
+from audit import plots, tables, templates
 from audit.ramia_samples import Setup
 from audit.results import Section
 from audit.session import Session
@@ -130,16 +130,9 @@ def _targets(count: int) -> str:
 
 
 def _html(setup: Setup, found: Sequence[Found]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.environment()
     results = [one.result for one in found]
     about = "ROC curves of RaMIA over the range and of its attack at the center, on the same ranges"
     figures: list[Any] = []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audit import plots, tables
+from audit import plots, tables, templates
 from audit.results import AuditResult, TargetResult
 from core.metrics import ENOUGH_FALSE_POSITIVES, ppv
 from core.rundir import write_atomic, write_text
@@ -108,15 +108,7 @@ def time_analysis(result: AuditResult, now: datetime) -> str:
 
 def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
     """index.html: everything inline, no network, every value escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates.environment()
     environment.filters |= {
         "auc": auc_text,
         "auc_interval": auc_interval,

@@ -61,6 +61,18 @@ def collected(name: str, level: int = logging.INFO) -> Iterator[list[str]]:
         logger.setLevel(before)
 
 
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Hear only errors from `name`: an attack says what it tunes each time it runs, and here it runs many times."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def progress(items: Iterable[T], what: str) -> Iterator[T]:
     """`items`, with a bar and an ETA where stderr is a terminal, and nothing where it is not."""
     global _console
