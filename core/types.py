@@ -25,10 +25,21 @@ from numpy import ndarray as Array
 
 @dataclass(frozen=True)
 class Records:
-    """Labelled records: images as uint8 (n, C, H, W), features as float32 (n, d); labels int64 (n,)."""
+    """Labelled records: images as uint8 (n, C, H, W), features as float32 (n, d), text as token ids int32 (n, L).
+
+    y: labels; of text without labels, zeros.
+    lengths: of text, how many of a record's L tokens are its own: what is beyond them is padding, whatever its id.
+    texts: of text, as it was read.
+    ids: what its owner calls each record; its position in the dataset if None.
+    groups: columns by name that reports may slice by.
+    """
 
     x: Shaped[Array, "n ..."]
     y: Int[Array, " n"]
+    lengths: Int[Array, " n"] | None = None
+    texts: tuple[str, ...] | None = None
+    ids: Shaped[Array, " n"] | None = None
+    groups: Mapping[str, Shaped[Array, " n"]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -38,6 +49,9 @@ class Records:
 class AuditData:
     """A dataset as an audit needs it: a pool that models train on and a disjoint population.
 
+    num_classes: of text, the size of the vocabulary.
+    feature_names: of features, what each column is called; None if they have no names.
+    tokenizer: of text, the tokenizer's JSON as the library `tokenizers` writes it.
     mean, std: public constants per channel (or one for all features), in the units of `x`; models see
         `(x - mean) / std`. Never estimated from the pool: that would let non-members into a model.
     """
@@ -47,15 +61,21 @@ class AuditData:
     num_classes: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    feature_names: tuple[str, ...] | None = None
+    tokenizer: str | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one record: (C, H, W) of an image, (d,) of a feature vector."""
+        """Shape of one record: (C, H, W) of an image, (d,) of a feature vector, (L,) of a text."""
         return tuple(self.pool.x.shape[1:])
 
     @property
     def is_image(self) -> bool:
         return len(self.input_shape) == 3
+
+    @property
+    def is_text(self) -> bool:
+        return self.pool.lengths is not None
 
 
 @dataclass(frozen=True)
@@ -90,12 +110,26 @@ LOG_ODDS = Signal()
 
 
 @dataclass(frozen=True)
+class Text:
+    """The audited records of a language model, token by token, for attacks that look inside a sequence.
+
+    Models predict every token of a record but its first. The U predicted tokens of all N records are laid end to
+    end: those of record n are `start[n]:start[n + 1]`, at least one. A signal per token has U columns.
+    """
+
+    tokens: Int[Array, " U"]  # the predicted tokens
+    start: Int[Array, " N+1"]
+    compressed: Int[Array, " N"]  # bytes of each record's text, compressed by zlib
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What an attacker may see of one target model. It has no field for the target's membership.
 
     The references never include the target's twin (the model trained on the complementary half), whose
     membership would give the target's away. All arrays are of one signal, `LOG_ODDS` unless it is an entry
-    of `also`, which holds the same evidence in other signals, by `Signal.name`.
+    of `also`, which holds the same evidence in other signals, by `Signal.name`. In a signal per token, N and P
+    count predicted tokens instead of records, and `trained_on` is repeated for each token of a record.
     """
 
     target: Float[Array, "Q N"]
@@ -104,6 +138,7 @@ class Evidence:
     population: Float[Array, "Q P"]
     population_references: Float[Array, "R Q P"]
     also: Mapping[str, Evidence] = field(default_factory=dict)
+    text: Text | None = None  # of language models
 
     def signal(self, signal: Signal) -> Evidence:
         """The same evidence in another signal."""
