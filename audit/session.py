@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray as Array
 
+from audit.given import Given
 from audit.plan import choose, make_plan
 from core.config import TRAINED, Config
 from core.registry import DATASETS, SOURCES
@@ -32,6 +33,7 @@ class Session:
     population: Int[Array, " P"]  # indices into the population
     pool_digest: str
     population_digest: str
+    given: Given | None = None  # signals that were brought along, in the place of models
     name: str = ""  # of another set of models beside the run's own: `replace(session, name="duci", plan=…)`
 
     @property
@@ -47,10 +49,10 @@ class Session:
 def prepare(config: Config) -> Session:
     """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing.
 
-    Where this tool does not train everything, the source's fact `session` does it: (config, **settings) -> Session.
+    Where this tool does not train everything, the function of the source does it.
     """
     if config.origin.name != TRAINED:
-        return SOURCES.fact(config.origin.name, "session")(config, **config.origin.settings)
+        return SOURCES[config.origin.name](config, **config.origin.settings)
     assert config.data and config.dataset
     data = DATASETS[config.dataset.name](config.data.data_dir, config.run.random_seed, **config.dataset.settings)
     run, audit = config.run, config.audit
