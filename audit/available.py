@@ -62,7 +62,7 @@ def _references(session: Session, side: str) -> Lack | None:
     did = "trained on them" if side == "IN" else "did not train on them"
     if missing.all():
         return Lack(f"reference models ({side}: that {did})", missing)
-    return Lack(f"{missing.sum()} of {len(missing)} points have no reference that {did}", missing)
+    return Lack(f"a reference that {did} for {missing.sum()} of {len(missing)} points", missing)
 
 
 def every_attack() -> Iterator[Call]:
@@ -74,14 +74,16 @@ def every_attack() -> Iterator[Call]:
             continue
 
 
-def runnable(session: Session) -> list[Call]:
-    return [call for call in every_attack() if not lacks(session, call)]
+def runnable(session: Session, on_some: bool = False) -> list[Call]:
+    """The attacks that can run by their default settings on all points, or `on_some` of them."""
+    return [c for c in every_attack() if all(on_some and lack.coverage for lack in lacks(session, c))]
 
 
-def table(session: Session) -> list[str]:
-    """Lines of `--check`: every attack, and whether it can run here."""
-    lines = []
+def lines(session: Session) -> list[str]:
+    """What `--check` says: every attack by its default settings, and whether it can run on what is there."""
+    found = ["attacks   by their default settings, on what is there:"]
     for call in every_attack():
         missing = lacks(session, call)
-        lines.append(f"  {call.name:<14} " + ("can run" if not missing else f"lacks {' and '.join(m.what for m in missing)}"))
-    return lines
+        said = "can run" if not missing else f"lacks {' and '.join(lack.what for lack in missing)}"
+        found.append(f"          {call.name:<14} {said}")
+    return found

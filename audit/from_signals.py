@@ -72,7 +72,7 @@ def signals(
     """Audit signals: numbers of models x points, and who trained on what; any membership, no pairs are needed.
 
     A place is a file (.npy, .npz, .csv, .tsv, .parquet), or one array or column of it: `file.npz:name`. What is not
-    given a place is looked for in `file`, if that is a .npz, under the key's own name (and the signals under `signals`).
+    given a place is looked for in `file`, if that is a .npz, under the key's own name; the signals under `signals`.
 
     - file: where the signals are: models x points, models x queries x points, and x classes where the kind has them
     - kind: log_odds of the true label, probability of the true label, its loss (cross-entropy, natural logarithm);
@@ -103,7 +103,9 @@ def _session(config: Config, settings: dict[str, Any]) -> Session:
     if settings["original"] is not None:
         settings |= _original(config, settings)
     if settings["file"] is None:
-        raise config.error("signals.file", "missing: the file that the signals are in (or original: a run of the original tool)")
+        raise config.error(
+            "signals.file", "missing: the file that the signals are in (or original: a run of the original tool)"
+        )
     if settings["kind"] is None:
         raise config.error("signals.kind", "missing: log_odds, probability, loss, logits or probabilities?")
     reader = _Reader(config, settings)
@@ -124,7 +126,7 @@ def _session(config: Config, settings: dict[str, Any]) -> Session:
         population_digest=digest(given.population.log_odds),
         given=given,
     )
-    session = _with_attacks(session)
+    session = _with_attacks(session, settings["uncovered"] == "drop")
     return replace(session, points=_points(session, settings["uncovered"]))
 
 
@@ -180,7 +182,14 @@ class _Reader:
         )
         models = tuple(self._models(member))
         return (
-            Given(pool, population, models, labels is not None, self._about(array.shape), tuple(filter(None, (note, other_note)))),
+            Given(
+                pool,
+                population,
+                models,
+                labels is not None,
+                self._about(array.shape),
+                tuple(filter(None, (note, other_note))),
+            ),
             member,
             points,
             records,
@@ -217,8 +226,9 @@ class _Reader:
 
     def _about(self, shape: tuple[int, ...]) -> dict[str, str]:
         axes = "rows are models" if self.settings["axes"] == "models_points" else "rows are points"
+        what = f"{self.kind.replace('_', '-')} of {shape[0]} models about {shape[2]} points"
         return {
-            "Signals": f"{self.kind.replace('_', '-')} of {shape[0]} models about {shape[2]} points, {axes}: {self.settings['file']}",
+            "Signals": f"{what}, {axes}: {self.settings['file']}",
             "Memberships": f"as given: {self.files.name('membership')}. This tool did not draw them by lot.",
         }
 
@@ -229,13 +239,16 @@ def _original(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
     if taken := [key for key in ("file", "membership", "population") if settings[key]]:
         raise config.error(f"signals.{taken[0]}", "follows from signals.original: leave one of them out")
     if folder.resolve() == config.run.log_dir.resolve():
-        raise config.error("run.log_dir", "is signals.original: choose another, so that nothing of that run is replaced")
+        raise config.error(
+            "run.log_dir", "is signals.original: choose another, so that nothing of that run is replaced"
+        )
     found = [name for name in ("rmia_signals", "loss_signals") if (folder / "signals" / f"{name}.npy").is_file()]
     if not found:
         raise config.error("signals.original", f"{folder} has no signals/rmia_signals.npy: is it the log_dir of a run?")
     if found[0] == "loss_signals" and settings["kind"] is None:
         raise config.error(
-            "signals.kind", "loss_signals.npy holds probability in version 2 of the original tool, loss in forks of it: say which"
+            "signals.kind",
+            "loss_signals.npy holds probability in version 2 of the original tool, loss in forks of it: say which",
         )
     population = folder / "signals" / f"{found[0]}_pop.npy"
     return {
@@ -264,18 +277,24 @@ def _plan(config: Config, member: Bool[Array, "M D"], settings: Mapping[str, Any
     kept = tuple(tuple(model for model in models if model in allowed) for models in plan.references)
     left_out = sum(len(allowed - {target}) - len(of) for target, of in zip(targets, kept, strict=True))
     if left_out:
-        log.info("%d pairs of target and reference are left out: the one's membership would give the other's away", left_out)
+        log.info(
+            "%d pairs of target and reference are left out: the one's membership would give the other's away", left_out
+        )
     return replace(plan, references=kept)
 
 
-def _with_attacks(session: Session) -> Session:
+def _with_attacks(session: Session, drop: bool) -> Session:
     """With every attack that can run, if none was asked for. Raises UserError for one that cannot."""
     config = session.config
     if config.audit.algorithm is None:
-        attacks = tuple(runnable(session))
+        attacks = tuple(runnable(session, on_some=drop))
         log.info("audit.algorithm is left out: %s", ", ".join(call.label for call in attacks))
         return replace(session, config=replace(config, attacks=attacks))
-    short = {call.label: found for call in config.attacks if (found := [lack for lack in lacks(session, call) if not lack.coverage])}
+    short = {
+        call.label: found
+        for call in config.attacks
+        if (found := [lack for lack in lacks(session, call) if not lack.coverage])
+    }
     if short:
         raise config.error(
             "audit.algorithm",
@@ -296,13 +315,14 @@ def _points(session: Session, uncovered: str) -> Int[Array, " N"]:
         labels = [call.label for call in attacks if any(lack.coverage for lack in lacks(session, call))]
         raise config.error(
             "audit.algorithm",
-            f"{', '.join(labels)}: {worst.what}; leave these points out with signals.uncovered: drop, or these attacks",
+            f"{', '.join(labels)} lack {worst.what}; leave out these points (signals.uncovered: drop) or these attacks",
         )
     pool = np.flatnonzero(kept)
     if short:
-        log.warning("%d of %d points are left out: they lack a reference that an attack needs", (~kept).sum(), len(kept))
+        log.warning(
+            "%d of %d points are left out: they lack a reference that an attack needs", (~kept).sum(), len(kept)
+        )
     asked = config.audit.data_size
     if len(pool) < 2 or (asked is not None and asked > len(pool)):
         raise config.error("audit.data_size", f"{asked or 2} is more than the {len(pool)} points that there are")
     return pool[choose(len(pool), asked, config.run.random_seed, "points")]
-

@@ -61,7 +61,9 @@ class Files:
         named = {name for place in self.places.values() for p, name in [_split(place)] if p == path} | {INDEX}
         columns = {name: column for name, column in arrays.items() if name not in named}
         if text := [name for name, column in columns.items() if column.dtype.kind in "US"]:
-            raise UserError(f"{path}: the column {text[0]!r} is text; if it names the points, say ids: {path}:{text[0]}")
+            raise UserError(
+                f"{path}: the column {text[0]!r} is text; if it names the points, say ids: {path}:{text[0]}"
+            )
         return np.stack(list(columns.values()), axis=1)
 
     def _load(self, path: Path) -> Mapping[str, Array]:
@@ -112,7 +114,9 @@ def check_fit(signals: tuple[int, ...], member: tuple[int, ...], axes: Axes, mem
     models, columns = signals[0], signals[2]
     if (models, columns) == (member[0], points):
         return ""
-    found = f"signals of {models} models on {columns} points, memberships of {member[0]} models on {member[1]} points"
+    queries = f" ({signals[1]} queries each)" if signals[1] > 1 else ""
+    found = f"signals of {models} models on {columns} points{queries}, "
+    found += f"memberships of {member[0]} models on {member[1]} points"
     if (columns, models) == (member[0], points):
         return f"{found}: the signals look transposed, say axes: {OTHER[axes]}"
     if (columns, models) == member:
@@ -122,7 +126,9 @@ def check_fit(signals: tuple[int, ...], member: tuple[int, ...], axes: Axes, mem
     return f"{found}: they do not belong together"
 
 
-def answers(array: Array, kind: Kind, labels: Int[Array, " n"] | None, clip: float | None, what: str) -> tuple[Answers, str]:
+def answers(
+    array: Array, kind: Kind, labels: Int[Array, " n"] | None, clip: float | None, what: str
+) -> tuple[Answers, str]:
     """The answers, and in words what had to be assumed about saturated values. UserError for unusable numbers."""
     if array.dtype.kind == "f" and (bad := ~np.isfinite(array)).any():
         model, _, point, *_ = np.argwhere(bad)[0]
@@ -137,7 +143,9 @@ def answers(array: Array, kind: Kind, labels: Int[Array, " n"] | None, clip: flo
     note = ""
     if converted.saturated:
         count = f"{converted.saturated} of {array.size} values"
-        note = f"{what}: {count} are at the end of their range; they were read as if they were not ({converted.read_as})"
+        note = (
+            f"{what}: {count} are at the end of their range; they were read as if they were not ({converted.read_as})"
+        )
     if kind not in WHOLE:
         return Answers(converted.values), note
     if labels is None:
@@ -155,7 +163,9 @@ def label_numbers(array: Array | None, what: str) -> Int[Array, " n"] | None:
     if array is None:
         return None
     if array.ndim != 1 or array.dtype.kind not in "iuf" or (array != np.round(array)).any():
-        raise UserError(f"{what}: labels are one whole number a point, the place of its class; got {array.dtype} {array.shape}")
+        raise UserError(
+            f"{what}: labels are one whole number a point, the place of its class; got {array.dtype} {array.shape}"
+        )
     return array.astype(np.int64)
 
 

@@ -46,7 +46,7 @@ def write_report(result: AuditResult, folder: Path) -> None:
 def _write_target(result: AuditResult, target: TargetResult, folder: Path) -> None:
     t = target.target
     write_text(folder / f"attack_result_{t}.csv", to_csv(tables.target_rows(target)))
-    arrays = tables.arrays(target)
+    arrays = tables.arrays(target, result.ids if target.records is None else target.records.get("id"))
     write_atomic(folder / f"attack_result_{t}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
     write_text(folder / f"records_{t}.csv", columns_to_csv(tables.record_columns(result, target)))
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray as Array
 
 from core.types import Roc, Settings, Summary
@@ -32,6 +32,7 @@ class TargetResult:
     target: int  # model id
     member: Bool[Array, " N"]
     attacks: tuple[AttackResult, ...]  # in the order of audit.algorithm; the same in every target
+    records: Mapping[str, Shaped[Array, " N"]] | None = None  # columns of its records; those of the whole audit if None
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class AuditResult:
 
     targets: tuple[TargetResult, ...]
     points: Int[Array, " N"]  # indices of the audited points into the pool
-    labels: Int[Array, " N"]
+    labels: Int[Array, " N"] | None  # None if they are not known
     models: tuple[Mapping[str, Any], ...]  # one row a trained model: id, role, num_train, train_acc, test_acc, seconds
     dataset: str
     population: int  # P
@@ -60,3 +61,8 @@ class AuditResult:
     timings: tuple[tuple[str, float], ...]  # stage, seconds; in order
     warnings: tuple[str, ...]
     sections: tuple[Section, ...] = ()
+    ids: Shaped[Array, " N"] | None = None  # what the data's owner calls each record
+    groups: Mapping[str, Shaped[Array, " N"]] = field(default_factory=dict)  # further columns of the records
+    about: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of data from elsewhere: what is known of how they were made

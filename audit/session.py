@@ -41,6 +41,12 @@ class Session:
         """Where this set of models and its signals are kept."""
         return self.config.run.log_dir / self.name
 
+    @property
+    def dataset(self) -> str:
+        """What the data are called."""
+        dataset = self.config.dataset
+        return dataset.name if dataset else self.config.origin.settings.get("dataset", self.config.origin.name)
+
     def stream(self, *purpose: str | int) -> np.random.Generator:
         """The run's stream of this purpose; each set of models has its own."""
         return stream(self.config.run.random_seed, *((self.name,) if self.name else ()), *purpose)
@@ -83,6 +89,7 @@ def device_of(config: Config, block: str) -> Any:
     """The torch device named in `block` ("train" or "audit"). Raises UserError if this machine has no such device."""
     import torch
 
+    block = block if getattr(config, block) else "audit"  # where nothing is trained
     name = getattr(config, block).device
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)

@@ -17,7 +17,7 @@ from numpy import ndarray as Array
 class Converted:
     """Log-odds or logits, and what had to be assumed for them."""
 
-    values: Float[Array, "..."]
+    values: Float[Array, "*shape"]
     saturated: int = 0  # values at the very end of their range, whose log-odds would be infinite
     read_as: str = ""  # what those were read as, in words
 
@@ -27,7 +27,7 @@ def half_step(dtype: np.dtype) -> float:
     return float(np.finfo(dtype if dtype.kind == "f" else np.float64).epsneg) / 2
 
 
-def from_probability(p: Shaped[Array, "..."], clip: float | None = None) -> Converted:
+def from_probability(p: Shaped[Array, "*shape"], clip: float | None = None) -> Converted:
     """log p - log(1 - p) in float32. ValueError for values outside [0, 1].
 
     1 is read as 1 - `clip` and 0 as `clip`, or as the smallest other value of the array where that is smaller, so
@@ -40,11 +40,13 @@ def from_probability(p: Shaped[Array, "..."], clip: float | None = None) -> Conv
     wide = p.astype(np.float64)
     saturated = int(((wide == 0) | (wide == 1)).sum())
     low = end if clip is not None else min(end, float(wide.min(where=wide > 0, initial=1.0)))
-    wide = np.clip(wide, low, 1 - end)
-    return _counted(np.log(wide) - np.log1p(-wide), saturated, f"0 as {low:.3g}, 1 as 1 - {end:.3g}")
+    odds_against = np.clip(1 - wide, end, 1 - low)  # of its own, because 1 - end may round to 1
+    return _counted(
+        np.log(np.clip(wide, low, 1 - end)) - np.log(odds_against), saturated, f"0 as {low:.3g}, 1 as 1 - {end:.3g}"
+    )
 
 
-def from_loss(loss: Shaped[Array, "..."], clip: float | None = None) -> Converted:
+def from_loss(loss: Shaped[Array, "*shape"], clip: float | None = None) -> Converted:
     """-log(e^loss - 1) in float32: the log-odds of probability e^-loss. ValueError for negative losses.
 
     A loss of 0 is read as `clip`, or as the smallest other loss where that is smaller.
@@ -82,5 +84,5 @@ def log_odds(logits: Float[Array, "*models n C"], labels: Int[Array, " n"]) -> F
     return (own - np.logaddexp.reduce(z, axis=0)).astype(np.float32)
 
 
-def _counted(values: Float[Array, "..."], saturated: int, read_as: str) -> Converted:
+def _counted(values: Float[Array, "*shape"], saturated: int, read_as: str) -> Converted:
     return Converted(values.astype(np.float32), saturated, read_as if saturated else "")
