@@ -177,7 +177,7 @@ def _start(setup: Any, device: Any, method: str) -> _Worker:
 
     context = multiprocessing.get_context(method)
     ours, theirs = context.Pipe()
-    levels = {name: logging.getLogger(name).level for name in ROOTS}
+    levels = {name: logging.getLogger(name).getEffectiveLevel() for name in ROOTS}
     arguments = (setup, device, theirs, torch.get_num_threads(), plugins.loaded(), levels)
     process = context.Process(target=_serve, args=arguments, name="privacy-meter worker", daemon=True)
     process.start()
