@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from core.errors import StaleArtefact, UserError
 from core.loading import read_json as read_json
 
+LOCK_PATIENCE = 5.0  # seconds
 FORMAT = 1  # raise it when the same settings come to mean other bytes
 
 
@@ -130,13 +132,27 @@ def _show(settings: Mapping[str, Any], key: str) -> str:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one process. Raises UserError if another has it; a killed process frees it."""
+    """Hold `folder` for one run. Raises UserError if another has it; a killed one frees it.
+
+    Workers of a killed run hold it for the moment that they take to end, so a little patience is needed.
+    """
     import fcntl
 
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is in use by another run: wait for it, or choose another run.log_dir") from None
+        patience = time.monotonic() + LOCK_PATIENCE
+        while not _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if time.monotonic() > patience:
+                raise UserError(f"{folder} is in use by another run: wait for it, or choose another run.log_dir")
+            time.sleep(0.05)
         yield
+
+
+def _locked(file: Any, how: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(file, how)
+        return True
+    except OSError:
+        return False
