@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -28,6 +29,7 @@ from core.loading import read_json as read_json
 
 log = logging.getLogger(__name__)
 
+LOCK_PATIENCE = 5.0  # seconds
 FORMAT = 1  # raise it when the same settings come to mean other bytes
 
 
@@ -175,7 +177,8 @@ TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # of write_atomic
 def lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for one process: the operating system's lock on `.lock`, which notes who holds it.
 
-    The system frees it however the process ends. What a killed process left half-written is cleared away.
+    The system frees it however the process ends; the workers of one that was killed hold it for the moment that
+    they take to end, too. What a killed process left half-written is cleared away.
     Raises UserError if another process holds it, with its number, machine and time.
     """
     import fcntl
@@ -189,16 +192,22 @@ def lock(folder: Path) -> Iterator[None]:
     with file:
         file.seek(0)
         note = file.read()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by {_who(note)}: wait for it, or choose another run.log_dir") from None
-        except OSError as error:  # some network file systems know no locks: the note has to do
-            if _is_alive(note):
-                raise UserError(
-                    f"{folder} is in use by {_who(note)}: wait for it, or delete {path} if it is not so"
-                ) from None
-            log.warning("%s cannot be locked (%s): start no second run here", folder, error.strerror)
+        patience = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if _is_alive(note) or time.monotonic() > patience:
+                    way_out = "wait for it, or choose another run.log_dir"
+                    raise UserError(f"{folder} is in use by {_who(note)}: {way_out}") from None
+                time.sleep(0.05)
+            except OSError as error:  # some network file systems know no locks: the note has to do
+                if _is_alive(note):
+                    way_out = f"wait for it, or delete {path} if it is not so"
+                    raise UserError(f"{folder} is in use by {_who(note)}: {way_out}") from None
+                log.warning("%s cannot be locked (%s): start no second run here", folder, error.strerror)
+                break
         if note:
             log.info("%s: %s did not come to its end; this run continues", folder, _who(note))
             _clear(folder)
