@@ -47,5 +47,5 @@ def rehearsed(
 
 def _covered(rehearsal: Evidence, member: Bool[Array, " N"]) -> tuple[Evidence, Bool[Array, " n"]]:
     """The points that have an IN and an OUT reference in this rehearsal: of whole pairs that is all of them."""
-    covered = rehearsal.trained_on.any(axis=0) & ~rehearsal.trained_on.all(axis=0)
+    covered = np.asarray(rehearsal.trained_on.any(axis=0) & ~rehearsal.trained_on.all(axis=0))
     return (rehearsal, member) if covered.all() else (rehearsal.at(covered), member[covered])
