@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from core.errors import UserError
@@ -41,24 +42,28 @@ class Data(Block):
 
     dataset: str = Field(description="a registered dataset: `python main.py --list datasets`")
     data_dir: Path = Field(Path("data"), description="where files are looked for and downloads go")
-    tokenize: bool = Field(
-        False, description="kept from the original tool; has no effect on datasets that are not text"
-    )
+    tokenize: bool = Field(False, description="kept from the original tool: texts are always tokenised, others never")
     tokenizer: str | None = Field(
-        None, description="kept from the original tool; no effect on datasets that are not text"
+        None, description="of texts: a name of the hub or a local directory; the model's own if left out"
     )
+    max_length: Annotated[int, Ge(2)] | None = Field(
+        None, description="tokens of a text that are used; as many as the model can take if left out"
+    )
+    truncate: bool = Field(True, description="longer texts are cut off; if false, they are an error")
 
 
 class Train(Block):
     """What is trained, and how. The keys below are common; the others are the settings of the trainer."""
 
     model_name: str | dict[str, Any] = Field(description="a registered model, or {name: …, its settings}")
-    trainer: str = Field("sgd", description="a registered trainer: `python main.py --list trainers`")
-    device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
-    tokenizer: str | None = Field(
-        None, description="kept from the original tool; has no effect on models that are not text"
+    trainer: str = Field(
+        "sgd", description="a registered trainer: `python main.py --list trainers`; transformer for language models"
     )
-    auto_find_batch_size: bool = Field(False, description="kept from the original tool; no effect on the trainer sgd")
+    device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
+    tokenizer: str | None = Field(None, description="the same as data.tokenizer, as in the original tool")
+    auto_find_batch_size: bool = Field(
+        False, description="halve the batch that is computed at once until it fits; of the trainer transformer only"
+    )
 
 
 class Audit(Block):
@@ -157,9 +162,13 @@ class Config:
         idle = {
             "data.tokenize": self.data.tokenize,
             "data.tokenizer": self.data.tokenizer,
+            "data.max_length": self.data.max_length,
             "train.tokenizer": self.train.tokenizer,
-            "train.auto_find_batch_size": self.train.auto_find_batch_size,
         }
+        if DATASETS.fact(self.dataset.name, "text", False):
+            idle = {}
+        if "auto_find_batch_size" not in self.trainer.settings:
+            idle["train.auto_find_batch_size"] = self.train.auto_find_batch_size
         without = f"has no effect on {self.dataset.name} and {self.model.name}"
         return [str(self.error(key, without)) for key, value in idle.items() if value]
 
@@ -219,7 +228,7 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
             mistakes.append(((key,), _unknown_key(str(key), [*BLOCKS, *MODULES])))
     run = _block("run", raw, mistakes)
     data, dataset = _block_and_call("data", "dataset", DATASETS, raw, mistakes)
-    train, trainer = _block_and_call("train", "trainer", TRAINERS, raw, mistakes)
+    train, trainer = _block_and_call("train", "trainer", TRAINERS, _with_trainer(raw), mistakes)
     audit = _block("audit", raw, mistakes)
     model = _call(MODELS, train.model_name, ("train", "model_name"), mistakes) if train else None
     attacks = _attacks(audit, mistakes) if audit else ()
@@ -282,10 +291,21 @@ def _block_and_call(
     own = BLOCKS[name].model_fields
     block = _checked(BLOCKS[name], {k: v for k, v in values.items() if k in own}, (name,), mistakes)
     function = values.get(key, own[key].default)
-    rest = {k: v for k, v in values.items() if k not in own}
     if not isinstance(function, str):
         return block, None
+    shared = registry.schema(function).model_fields if registry.find(function) else {}  # keys that both have
+    rest = {k: v for k, v in values.items() if k not in own or k in shared}
     return block, _bound(registry, function, rest, (name,), mistakes, (name, key), siblings=list(own))
+
+
+def _with_trainer(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, with the trainer that the model is made for where none is named."""
+    train = raw.get("train")
+    model = train.get("model_name") if isinstance(train, dict) else None
+    name = model.get("name") if isinstance(model, dict) else model
+    if not isinstance(train, dict) or not isinstance(name, str) or MODELS.find(name) is None:
+        return raw
+    return {**raw, "train": {"trainer": MODELS.fact(name, "trainer", "sgd"), **train}}
 
 
 def _mapping(name: str, raw: Mapping[str, Any], mistakes: _Mistakes) -> dict[str, Any]:
@@ -335,7 +355,7 @@ def _bound(
     except ValidationError as error:
         mistakes.validation(path, error, [*registry.schema(known).model_fields, *(siblings or [])])
         return None
-    return Call(name if known.endswith("/*") else known, settings, given)
+    return Call(name if known.endswith("*") else known, settings, given)
 
 
 def _attacks(audit: Audit, mistakes: _Mistakes) -> tuple[Call, ...]:
