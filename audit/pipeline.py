@@ -20,7 +20,7 @@ from core.config import Call, Config
 from core.errors import UserError
 from core.log import collected
 from core.metrics import roc, summarise
-from core.registry import ATTACKS, MODULES, TRAINERS
+from core.registry import ATTACKS, MODULES
 from core.types import Evidence
 
 log = logging.getLogger(__name__)
@@ -124,9 +124,6 @@ def _check_model(session: Session) -> None:
 
     config, data = session.config, session.data
     name, settings = config.model.name, config.model.settings
-    if data.is_text and TRAINERS.fact(config.trainer.name, "data") != "text":
-        known = ", ".join(trainer for trainer in TRAINERS if TRAINERS.fact(trainer, "data") == "text")
-        raise config.error("train.trainer", f"{config.trainer.name} trains no language models: use {known}")
     try:
         if data.is_text:
             models.check_text(name, settings, *data.input_shape, data.num_classes, peft_of(session))
@@ -170,7 +167,9 @@ def check(config: Config) -> str:
     data, plan = session.data, session.plan
     network = build(session, 0)
     size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
-    weights = size(network.parameters() if not peft_of(session) else (p for p in network.parameters() if p.requires_grad))
+    weights = size(
+        network.parameters() if not peft_of(session) else (p for p in network.parameters() if p.requires_grad)
+    )
     base = size(network.parameters()) - weights
     points = len(session.points) + len(session.population)
     signals = 4 * points * config.audit.queries * len(signals_of(config.attacks))

@@ -16,9 +16,9 @@ from jaxtyping import Int
 from numpy import ndarray as Array
 
 from audit.plan import choose, make_plan
-from core.config import Config
+from core.config import TRAINED, Config
 from core.errors import UserError, WrongSetting
-from core.registry import DATASETS
+from core.registry import DATASETS, SOURCES
 from core.rng import stream
 from core.rundir import digest
 from core.types import AuditData, Plan, Records
@@ -46,7 +46,13 @@ class Session:
 
 
 def prepare(config: Config) -> Session:
-    """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing."""
+    """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing.
+
+    Where this tool does not train everything, the source's fact `session` does it: (config, **settings) -> Session.
+    """
+    if config.origin.name != TRAINED:
+        return SOURCES.fact(config.origin.name, "session")(config, **config.origin.settings)
+    assert config.data and config.dataset
     name = config.dataset.name
     try:
         data = DATASETS[name](
@@ -95,7 +101,9 @@ def _tokenised(config: Config, data: AuditData) -> AuditData:
 
     named = [name for name in (config.data.tokenizer, config.train.tokenizer) if name]
     if len(set(named)) > 1:
-        raise config.error("train.tokenizer", f"{named[1]!r}, but data.tokenizer is {named[0]!r}: they are the same thing")
+        raise config.error(
+            "train.tokenizer", f"{named[1]!r}, but data.tokenizer is {named[0]!r}: they are the same thing"
+        )
     try:
         context = context_of(config.model.name, config.model.settings)
         source = pretrained(config.model.name)

@@ -141,7 +141,9 @@ def write_metadata(session: Session) -> None:
                 key: settings.get(key) for key in ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
             },
             "model_name": config.model.name,
-            "model_path": str(weights_path(session, row["id"]).relative_to(session.folder / "models")),  # beside this file, wherever the folder is moved
+            "model_path": str(
+                weights_path(session, row["id"]).relative_to(session.folder / "models")
+            ),  # beside this file, wherever the folder is moved
             "dataset": config.dataset.name,
         }
         for row in model_rows(session)

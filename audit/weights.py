@@ -54,13 +54,16 @@ def from_files(path: Path, network: torch.nn.Module, sha256: str) -> None:
     try:
         files = {"": path.read_bytes(), **{name: (path.parent / name).read_bytes() for name in beside}}
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}): restore it, or delete its folder") from None
+        raise UserError(
+            f"{error.filename} cannot be read ({error.strerror}): restore it, or delete its folder"
+        ) from None
     if _digest(files) != sha256:
         raise UserError(f"{path} was changed after it was written: restore it, or delete it to train it again")
     if beside:
         from models import adapters
 
-        return adapters.fill(network, files[""])  # ty: ignore
+        adapters.fill(network, files[""])  # ty: ignore
+        return
     from safetensors.torch import load
 
     missing, unexpected = network.load_state_dict(load(files[""]), strict=False)

@@ -109,10 +109,16 @@ def hugging_face(
     by_hand = f"Put the dataset into a directory, and name that: data.dataset hf:{data_dir / Path(name).name}"
     pool, population = load(str(local or name), subset, split, population_split, by_hand)
     columns = (text_column, label_column, id_column, tuple(group_columns))
-    return _divided(pool, columns, seed, population_fraction) if population is None else _official(pool, population, columns)
+    return (
+        _divided(pool, columns, seed, population_fraction)
+        if population is None
+        else _official(pool, population, columns)
+    )
 
 
-@DATASETS.register("docstrings", summary="prose from the documentation inside installed packages", images=False, text=True)
+@DATASETS.register(
+    "docstrings", summary="prose from the documentation inside installed packages", images=False, text=True
+)
 def docstrings(
     data_dir: Path, seed: int, *, num_records: Annotated[int, Ge(8)] = 4000, population_fraction: Fraction = 0.25
 ) -> AuditData:

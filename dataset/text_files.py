@@ -169,7 +169,11 @@ def records_of(
         y = np.array([number[label] for label in column], dtype=np.int64)
     for name in group_columns:
         groups[name] = np.array(list(map(str, table.column(name, "data.group_columns"))))
-    ids = np.arange(len(table)) if id_column is None else np.array(list(map(str, table.column(id_column, "data.id_column"))))
+    ids = (
+        np.arange(len(table))
+        if id_column is None
+        else np.array(list(map(str, table.column(id_column, "data.id_column"))))
+    )
     plain = tuple(text or "" for text in texts)
     _warn_of_copies(plain, table.source)
     empty, none = np.zeros((len(table), 0), np.int32), np.zeros(len(table), np.int64)
@@ -227,9 +231,7 @@ def _agnews_part(folder: Path, split: str) -> Table | None:
     if not parts:
         return None
     tables = [read_table(part) for part in parts]
-    columns = {
-        name: [v for table in tables for v in table.column(name, "data.dataset")] for name in ("text", "label")
-    }
+    columns = {name: [v for table in tables for v in table.column(name, "data.dataset")] for name in ("text", "label")}
     return Table(str(parts[0]), columns)
 
 

@@ -79,23 +79,20 @@ def check_text(
     """UserError now if the model, with adapters if there are to be, cannot take texts of `length` tokens."""
     import torch
 
-    from models.language import pretrained, shared_base
+    from models.language import shared_base
 
     if MODELS.fact(name, "needs") != "text":
         known = ", ".join(model for model in MODELS if MODELS.fact(model, "needs") == "text")
         raise UserError(f"model {name} takes no texts: use one of {known}")
-    if peft is not None or pretrained(name):
-        base = shared_base(name, settings, (length,), vocabulary)
+    base = shared_base(name, settings, (length,), vocabulary)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        logits = base(input_ids=torch.zeros(1, 2, dtype=torch.int64)).logits
+        if logits.ndim != 3 or logits.shape[2] < vocabulary:
+            raise UserError(f"model {name} does not give one logit per token of the vocabulary")
         if peft is not None:
             from models.adapters import adapted
 
-            with torch.random.fork_rng(devices=[]):
-                adapted(base, peft)
-        return
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-        logits = _construct(name, settings, (length,), vocabulary)(torch.zeros(2, length, dtype=torch.int64)).logits
-    if tuple(logits.shape) != (2, length, vocabulary):
-        raise UserError(f"model {name} does not give one logit per token of the vocabulary")
+            adapted(base, peft)
 
 
 def _construct(

@@ -46,7 +46,9 @@ def _config(base: nn.Module, peft: Mapping[str, Any]) -> PeftConfig:
     given = {key: copy.deepcopy(value) for key, value in peft.items() if key != "type" and value is not None}
     kind = str(peft["type"]).upper()
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise ValueError(f"unknown; there are: {', '.join(sorted(name.lower() for name in PEFT_TYPE_TO_CONFIG_MAPPING))}")
+        raise ValueError(
+            f"unknown; there are: {', '.join(sorted(name.lower() for name in PEFT_TYPE_TO_CONFIG_MAPPING))}"
+        )
     if given.get("init_lora_weights", True) not in (True, False, "gaussian"):
         raise ValueError(f"init_lora_weights {given['init_lora_weights']} changes the base, which all models share")
     names = {"alpha": "lora_alpha", "dropout": "lora_dropout"} if kind == "LORA" else {}

@@ -29,6 +29,7 @@ def _own(name: str) -> str:
     "gpt2_tiny",
     summary="a small GPT-2 with fresh weights, and a tokenizer trained on the texts",
     needs="text",
+    kind="language",
     trainer="transformer",
 )
 def gpt2_tiny(
@@ -69,12 +70,18 @@ def gpt2_tiny(
         bos_token_id=None,
         eos_token_id=None,
         use_cache=False,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own, in one kernel
     )
     return GPT2LMHeadModel(shape)
 
 
 @MODELS.register(
-    "gpt2", summary="GPT-2 (124 million weights, download)", needs="text", trainer="transformer", pretrained=_own
+    "gpt2",
+    summary="GPT-2 (124 million weights, download)",
+    needs="text",
+    kind="language",
+    trainer="transformer",
+    pretrained=_own,
 )
 def gpt2(input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
     """GPT-2 as published (Radford et al. 2019), to be fine-tuned: from the hub's cache, or downloaded once.
@@ -90,6 +97,7 @@ def gpt2(input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
     "hf:*",
     summary="any causal language model of the hub or in a local directory, e.g. hf:distilgpt2, hf:./my_model",
     needs="text",
+    kind="language",
     trainer="transformer",
     pretrained=_own,
 )
