@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Section, TargetResult
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, model_rows, train_missing
-from audit.model_files import build, peft_of
 from core import rundir
 from core.config import Call, Config
 from core.errors import UserError

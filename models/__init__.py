@@ -59,7 +59,7 @@ def check(name: str, settings: Mapping[str, Any], input_shape: tuple[int, ...], 
     """
     import torch
 
-    if MODELS.fact(name, "needs") == "text":
+    if MODELS.find(name) and MODELS.fact(name, "needs") == "text":
         raise UserError(f"model {name} needs texts, got records of shape {input_shape}: use another train.model_name")
     with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
         model = _construct(name, settings, input_shape, num_classes)
