@@ -43,7 +43,9 @@ class Estimator(nn.Module):
         from threadpoolctl import threadpool_limits
 
         estimator = self.make(**self.settings)
-        fixed = {"random_state": self.random_state, "n_jobs": 1}
+        fixed = {"random_state": self.random_state}
+        if not self.make.__module__.startswith("sklearn."):
+            fixed["n_jobs"] = 1  # scikit-learn's own default, and no others'
         known = estimator.get_params(deep=False)
         estimator.set_params(**{key: value for key, value in fixed.items() if key in known})
         # Some libraries insist on classes 0 .. k - 1 without gaps.
