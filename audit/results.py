@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
@@ -45,6 +45,15 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A question that is asked of the audit itself before its numbers are believed."""
+
+    name: str
+    status: Literal["fine", "look", "untested"]
+    finding: str  # one plain sentence with its numbers; what to do where there is something to do
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """A whole run, ready to be written down."""
 
@@ -60,3 +69,4 @@ class AuditResult:
     timings: tuple[tuple[str, float], ...]  # stage, seconds; in order
     warnings: tuple[str, ...]
     sections: tuple[Section, ...] = ()
+    checks: tuple[Check, ...] = ()
