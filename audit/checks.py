@@ -28,7 +28,7 @@ def check_audit(
     """Every check, in the order of the report."""
     return (
         null_test(session, targets),
-        fidelity(targets, models, session.plan.references),
+        fidelity(session, targets, models),
         fitted(session, targets, evidence),
         copies(session, targets),
         resolution(targets),
@@ -55,8 +55,8 @@ def null_test(session: Session, targets: Sequence[TargetResult]) -> Check:
         return Check(
             "null test",
             "look",
-            f"{attack.attack} on target model {target.target} has AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}] for "
-            "memberships drawn by lot, where there is nothing to find: do not rely on its numbers.",
+            f"For memberships drawn by lot, where there is nothing to find, {attack.attack} on target model "
+            f"{target.target} has AUC {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]: do not rely on its numbers.",
         )
     widest = max(abs(auc.value - 0.5) for _, _, auc in found)
     return Check(
@@ -67,14 +67,14 @@ def null_test(session: Session, targets: Sequence[TargetResult]) -> Check:
     )
 
 
-def fidelity(targets: Sequence[TargetResult], models: Sequence[Row], references: Sequence[Sequence[int]]) -> Check:
+def fidelity(session: Session, targets: Sequence[TargetResult], models: Sequence[Row]) -> Check:
     """Accuracy and loss of each target beside those of its references."""
     rows = {row["id"]: row for row in models if "id" in row}
     keys = [key for key in ("train_acc", "test_acc", "train_loss", "test_loss") if _all_have(rows, key)]
     looks = [(target, key) for target in targets for key in keys]
     unlike, seen, usual = [], 0, ""
     for target, key in looks:
-        theirs = np.array([rows[m][key] for m in references[target.target] if m in rows], dtype=float)
+        theirs = np.array([rows[m][key] for m in session.plan.references_of(target.target) if m in rows], dtype=float)
         if (
             target.target not in rows
             or (found := compared(rows[target.target][key], theirs, level=_each(looks))) is None
@@ -230,8 +230,8 @@ def dp_consistency(targets: Sequence[TargetResult], models: Sequence[Row]) -> It
         yield Check(
             "differential privacy",
             "fine",
-            f"No attack recognised more members than {claim}, the accountant's figure, allows. (This cannot confirm it: "
-            "`dp_audit:` asks with canaries.)",
+            f"No attack recognised more members than {claim}, the accountant's figure, allows. (This cannot confirm "
+            "it: `dp_audit:` asks with canaries.)",
         )
 
 
@@ -242,6 +242,7 @@ def analyses(session: Session, targets: Sequence[TargetResult]) -> Check:
     return Check(
         "number of analyses",
         "fine",
-        f"{attacks} attack{'s' * (attacks > 1)} on {len(targets)} target model{'s' * (len(targets) > 1)}{also}: the verdict "
-        "allows for choosing the best of them. Attacks tried in earlier runs are not counted here: report them too.",
+        f"{attacks} attack{'s' * (attacks > 1)} on {len(targets)} target model{'s' * (len(targets) > 1)}{also}: the "
+        "verdict allows for choosing the best of them. Attacks tried in earlier runs are not counted here: report "
+        "them too.",
     )
