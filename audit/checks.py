@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -189,10 +189,15 @@ def resolution(targets: Sequence[TargetResult]) -> Check:
     needs = ", ".join(f"{100 * fpr:g}% needs {non_members_needed(fpr):,}" for fpr in not_resolved)
     return Check(
         "resolution",
-        "look",
-        f"{non_members:,} non-members are too few for some false positive rates: {needs}. Nothing is said about them "
-        "here; raise audit.data_size to see further.",
+        "look" if all(not point.resolvable for point in points) else "fine",
+        f"{non_members:,} non-members resolve "
+        f"{_percents(point.nominal_fpr for point in points if point.resolvable) or 'no false positive rate reported'}; "
+        f"nothing is said about lower ones ({needs} non-members).",
     )
+
+
+def _percents(fprs: Iterable[float]) -> str:
+    return ", ".join(f"{100 * fpr:g}%" for fpr in fprs)
 
 
 def dp_consistency(targets: Sequence[TargetResult], models: Sequence[Row]) -> Iterator[Check]:

@@ -6,11 +6,14 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from audit.results import AttackResult, AuditResult, Section, TargetResult
+from audit.checks import check_audit
+from audit.results import AttackResult, AuditResult, Check, Risk, Section, TargetResult
+from audit.risk import assess
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, model_rows, train_missing
@@ -56,7 +59,13 @@ def run(config: Config) -> AuditResult:
             with _timed(f"audit {call.name}", timings):
                 sections.append(MODULES[call.name](session, targets, **call.settings))
             log.info("%s: %s", call.name, sections[-1].verdict)
-        result = _result(session, targets, sections, timings, environment(train_device))
+        with _timed("check the audit, assess records and groups", timings):
+            seen = partial(evidence, session)
+            checks = check_audit(session, targets, tuple(model_rows(session)), seen)
+            risk = assess(session, targets, seen)
+        for check in checks:
+            log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
+        result = _result(session, targets, sections, checks, risk, timings, environment(train_device))
         from audit.report import write_report
 
         start = time.perf_counter()
@@ -132,6 +141,8 @@ def _result(
     session: Session,
     targets: tuple[TargetResult, ...],
     sections: list[Section],
+    checks: tuple[Check, ...],
+    risk: Risk,
     timings: list[tuple[str, float]],
     where: dict[str, Any],
 ) -> AuditResult:
@@ -149,6 +160,10 @@ def _result(
         timings=tuple(timings) if config.run.time_log else (),
         warnings=tuple(config.warnings()),
         sections=tuple(sections),
+        checks=checks,
+        risk=risk,
+        ids=None if session.data is None or session.data.pool.ids is None else session.data.pool.ids[session.points],
+        redacted=config.audit.redact,
     )
 
 

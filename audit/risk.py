@@ -6,72 +6,28 @@ here is the best of several looks at the truth.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
-from audit.results import TargetResult
+from audit.gallery import exhibit
+from audit.results import Exhibit, GroupRow, Risk, TargetResult, TargetRisk
 from audit.session import Session
 from core.config import Call
 from core.log import quiet
 from core.metrics import across_models, auc, tpr_at_fpr
 from core.registry import ATTACKS
-from core.types import Estimate, Evidence
+from core.types import Evidence
 from modules.risk.groups import GroupRisk, group_risks
-from modules.risk.records import Named, flip_rate, named_members, record_p_values
-
-log = logging.getLogger(__name__)
+from modules.risk.records import flip_rate, named_members, record_p_values
 
 FALSE_SHARE = 0.1  # of a list of names
 REHEARSED = 32  # references whose OUT scores a record is compared with; more refine its p-value, at an attack each
-MOST_GROUPS = 100  # of one column: more are listed in the CSV file only
 NOMINAL_FPR = 0.1
-
-
-@dataclass(frozen=True)
-class TargetRisk:
-    """The records of one target under the attack."""
-
-    target: int
-    scores: Float[Array, " N"]
-    p_values: Float[Array, " N"] | None  # each record against itself; None where nothing could be rehearsed
-    named: Named
-
-
-@dataclass(frozen=True)
-class GroupRow:
-    """A group over all targets: means of what was found in each, its intervals good for all groups of the column."""
-
-    group: Any
-    members: int  # over all targets
-    non_members: int
-    auc: Estimate | None
-    tpr: float | None  # at the threshold for all records
-    fpr: float | None
-    own_tpr: float | None  # at the group's own threshold, where its non-members resolve it
-    resolvable: bool
-    exposed: bool  # its AUC is above that of all records with confidence
-
-
-@dataclass(frozen=True)
-class Risk:
-    attack: str
-    order: int  # its place in audit.algorithm
-    chosen: str  # how, in words
-    targets: tuple[TargetRisk, ...]
-    flips: Float[Array, " N"] | None  # None with fewer than 3 targets
-    groups: Mapping[str, tuple[GroupRow, ...]]  # by column
-
-    @property
-    def resolution(self) -> float | None:
-        """The smallest p-value that the references can show a record to have."""
-        known = [t.p_values for t in self.targets if t.p_values is not None]
-        return float(np.nanmin([np.nanmin(p) for p in known])) if known else None
+EXHIBITS = 12  # records in each gallery
 
 
 def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable[[int], Evidence]) -> Risk:
@@ -92,14 +48,53 @@ def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable
         )
         for target in targets
     )
-    return Risk(
+    member = np.array([target.member for target in targets])
+    guessed, below = (np.array(rows) for rows in zip(*(_seen(target, order) for target in targets), strict=True))
+    member_in, found_in = member.sum(axis=0), (guessed & member).sum(axis=0)
+    exposure = np.divide(
+        (below * member).sum(axis=0), member_in, out=np.full(len(member_in), np.nan), where=member_in > 0
+    )
+    risk = Risk(
         attack=targets[0].attacks[order].attack,
         order=order,
         chosen=chosen,
         targets=found,
-        flips=_flips(targets, order) if len(targets) > 2 else None,
+        exposure=exposure,
+        member_in=member_in,
+        found_in=found_in,
+        accused_in=(guessed & ~member).sum(axis=0),
+        nominal_fpr=NOMINAL_FPR,
+        flips=flip_rate(guessed, member) if len(targets) > 2 else None,
         groups={name: _group_rows(targets, order, column) for name, column in group_columns(session).items()},
     )
+    return risk if session.data is None else replace(risk, **_galleries(session, risk))
+
+
+def _seen(target: TargetResult, order: int) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
+    """Which records are guessed to be members at NOMINAL_FPR, and the share of non-members below each (ties: half)."""
+    scores = np.asarray(target.attacks[order].scores, dtype=np.float64)
+    non_members = np.sort(scores[~target.member])
+    below, not_above = (np.searchsorted(non_members, scores, side=side) for side in ("left", "right"))
+    guessed = scores >= tpr_at_fpr(scores, target.member, NOMINAL_FPR).threshold
+    return guessed, (below + not_above) / (2 * len(non_members))
+
+
+def _galleries(session: Session, risk: Risk) -> dict[str, tuple[Exhibit, ...]]:
+    judged = np.flatnonzero(risk.member_in)
+    order = judged[np.lexsort((judged, -risk.exposure[judged]))]
+
+    def show(rows: Array) -> tuple[Exhibit, ...]:
+        redacted = session.config.audit.redact
+        return tuple(
+            exhibit(session.data, int(session.points[i]), float(risk.exposure[i]), _found(risk, i), redacted=redacted)
+            for i in rows
+        )
+
+    return {"most": show(order[:EXHIBITS]), "least": show(order[::-1][:EXHIBITS])}
+
+
+def _found(risk: Risk, i: int) -> str:
+    return f"found in {risk.found_in[i]} of {risk.member_in[i]} models that trained on it"
 
 
 def group_columns(session: Session) -> dict[str, Array]:
@@ -143,14 +138,6 @@ def _own_p_values(call: Call, seen: Evidence, scores: Float[Array, " N"]) -> Flo
             return None
         trained_on.append(member)
     return record_p_values(scores, np.array(rows), np.array(trained_on)) if rows else None
-
-
-def _flips(targets: Sequence[TargetResult], order: int) -> Float[Array, " N"]:
-    guessed = []
-    for target in targets:
-        scores = target.attacks[order].scores
-        guessed.append(scores >= tpr_at_fpr(scores, target.member, NOMINAL_FPR).threshold)
-    return flip_rate(np.array(guessed), np.array([target.member for target in targets]))
 
 
 def _group_rows(targets: Sequence[TargetResult], order: int, column: Array) -> tuple[GroupRow, ...]:

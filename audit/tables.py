@@ -250,7 +250,8 @@ def at(nominal_fpr: float) -> str:
 
 def record_columns(result: AuditResult, target: TargetResult) -> dict[str, Array]:
     """Columns of exp/records_<t>.csv: index into the pool, label, membership (1 = member), each attack's score."""
-    columns = {"index": result.points, "label": result.labels, "membership": target.member.astype(np.int8)}
+    columns = {"index": result.points} | ({} if result.ids is None else {"id": result.ids})
+    columns |= {"label": result.labels, "membership": target.member.astype(np.int8)}
     return columns | {attack.attack: attack.scores for attack in target.attacks}
 
 
