@@ -161,7 +161,7 @@ def fitted(session: Session, targets: Sequence[TargetResult], evidence: Callable
 def copies(session: Session, targets: Sequence[TargetResult]) -> Check:
     """Members among the non-members."""
     data = session.data
-    if data is None:
+    if not data.has_contents:
         return Check("copies of members", "untested", "The records themselves were not given.")
     target = targets[0]
     found = duplicates(data.pool, session.points, target.member, session.stream("near copies"))

@@ -24,6 +24,8 @@ def exhibit(data: AuditData, index: int, exposure: float, found: str, *, redacte
     label = "" if data.is_text else str(pool.y[index])
     if redacted:
         return Exhibit(name, "", exposure, found)
+    if not data.has_contents:
+        return Exhibit(name, label, exposure, found)
     if data.is_text:
         return Exhibit(name, label, exposure, found, text=_excerpt(pool.texts[index] if pool.texts else ""))
     if data.is_image:

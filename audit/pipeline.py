@@ -162,7 +162,7 @@ def _result(
         sections=tuple(sections),
         checks=checks,
         risk=risk,
-        ids=None if session.data is None or session.data.pool.ids is None else session.data.pool.ids[session.points],
+        ids=None if session.data.pool.ids is None else session.data.pool.ids[session.points],
         redacted=config.audit.redact,
     )
 

@@ -67,7 +67,7 @@ def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable
         flips=flip_rate(guessed, member) if len(targets) > 2 else None,
         groups={name: _group_rows(targets, order, column) for name, column in group_columns(session).items()},
     )
-    return risk if session.data is None else replace(risk, **_galleries(session, risk))
+    return replace(risk, **_galleries(session, risk))
 
 
 def _seen(target: TargetResult, order: int) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
@@ -86,21 +86,21 @@ def _galleries(session: Session, risk: Risk) -> dict[str, tuple[Exhibit, ...]]:
     def show(rows: Array) -> tuple[Exhibit, ...]:
         redacted = session.config.audit.redact
         return tuple(
-            exhibit(session.data, int(session.points[i]), float(risk.exposure[i]), _found(risk, i), redacted=redacted)
+            exhibit(
+                session.data,
+                int(session.points[i]),
+                float(risk.exposure[i]),
+                f"found in {risk.found_in[i]} of {risk.member_in[i]} models that trained on it",
+                redacted=redacted,
+            )
             for i in rows
         )
 
     return {"most": show(order[:EXHIBITS]), "least": show(order[::-1][:EXHIBITS])}
 
 
-def _found(risk: Risk, i: int) -> str:
-    return f"found in {risk.found_in[i]} of {risk.member_in[i]} models that trained on it"
-
-
 def group_columns(session: Session) -> dict[str, Array]:
     """The class of each audited record, where there are several, and the dataset's own group columns."""
-    if session.data is None:
-        return {}
     pool = session.data.pool
     columns = {} if session.data.is_text else {"class": pool.y}
     columns |= {name: np.asarray(column) for name, column in pool.groups.items()}

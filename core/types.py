@@ -74,6 +74,11 @@ class AuditData:
         return len(self.input_shape) == 3
 
     @property
+    def has_contents(self) -> bool:
+        """False where only what models say of the records was given, and not the records."""
+        return self.is_text or self.pool.x.size > 0
+
+    @property
     def is_text(self) -> bool:
         return self.pool.lengths is not None
 
