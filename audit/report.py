@@ -54,7 +54,7 @@ def write_report(result: AuditResult, folder: Path) -> None:
 def _write_target(result: AuditResult, target: TargetResult, folder: Path) -> None:
     t = target.target
     write_text(folder / f"attack_result_{t}.csv", to_csv(tables.target_rows(target)))
-    arrays = tables.arrays(target)
+    arrays = tables.arrays(target, result.ids if target.records is None else target.records.get("id"))
     write_atomic(folder / f"attack_result_{t}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
     columns = tables.record_columns(result, target)
     columns |= risk_report.target_columns(result.risk, t) if result.risk else {}

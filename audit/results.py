@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +34,7 @@ class TargetResult:
     target: int  # model id
     member: Bool[Array, " N"]
     attacks: tuple[AttackResult, ...]  # in the order of audit.algorithm; the same in every target
+    records: Mapping[str, Shaped[Array, " N"]] | None = None  # columns of its records; those of the whole audit if None
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class AuditResult:
 
     targets: tuple[TargetResult, ...]
     points: Int[Array, " N"]  # indices of the audited points into the pool
-    labels: Int[Array, " N"]
+    labels: Int[Array, " N"] | None  # None if they are not known
     models: tuple[Mapping[str, Any], ...]  # one row a trained model: id, role, num_train, train_acc, test_acc, seconds
     dataset: str
     population: int  # P
@@ -134,5 +135,9 @@ class AuditResult:
     sections: tuple[Section, ...] = ()
     checks: tuple[Check, ...] = ()  # of the audit itself
     risk: Risk | None = None  # of single records and groups
-    ids: Shaped[Array, " N"] | None = None  # what their owner calls the audited records
     redacted: bool = False  # the report names records, and does not show them
+    ids: Shaped[Array, " N"] | None = None  # what the data's owner calls each record
+    groups: Mapping[str, Shaped[Array, " N"]] = field(default_factory=dict)  # further columns of the records
+    about: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of data from elsewhere: what is known of how they were made

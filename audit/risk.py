@@ -102,7 +102,8 @@ def _galleries(session: Session, risk: Risk) -> dict[str, tuple[Exhibit, ...]]:
 def group_columns(session: Session) -> dict[str, Array]:
     """The class of each audited record, where there are several, and the dataset's own group columns."""
     pool = session.data.pool
-    columns = {} if session.data.is_text else {"class": pool.y}
+    classes = not session.data.is_text and (session.given is None or session.given.labels_known)
+    columns = {"class": pool.y} if classes else {}
     columns |= {name: np.asarray(column) for name, column in pool.groups.items()}
     columns = {name: column[session.points] for name, column in columns.items()}
     return {name: column for name, column in columns.items() if 1 < len(np.unique(column)) <= len(column) // 2}

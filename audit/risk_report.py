@@ -19,7 +19,9 @@ def record_columns(result: AuditResult, risk: Risk) -> dict[str, Array]:
     columns: dict[str, Array] = {"index": result.points}
     if result.ids is not None:
         columns["id"] = result.ids
-    columns |= {"label": result.labels, "exposure": risk.exposure}
+    if result.labels is not None:
+        columns["label"] = result.labels
+    columns["exposure"] = risk.exposure
     columns |= {"member_in": risk.member_in, "found_in": risk.found_in, "accused_in": risk.accused_in}
     if risk.flips is not None:
         columns |= {"flip_rate": risk.flips, "unstable": unstable(risk).astype(np.int8)}

@@ -164,6 +164,16 @@ class Evidence:
             raise KeyError(f"signal {signal.name!r} was not computed; there are: {', '.join(['log_odds', *self.also])}")
         return self.also[signal.name]
 
+    def at(self, points: Shaped[Array, " n"]) -> Evidence:
+        """The evidence about some of the points: indices, or a mask. Not of single tokens."""
+        return replace(
+            self,
+            target=self.target[:, points],
+            references=self.references[:, :, points],
+            trained_on=self.trained_on[:, points],
+            also={name: evidence.at(points) for name, evidence in self.also.items()},
+        )
+
     def twins(self) -> Bool[Array, "R R"]:
         """twins[r, s]: the membership of reference s settles that of r: it is the same, or the complement."""
         rows = [(inside.tobytes(), outside.tobytes()) for inside, outside in zip(*self._packed(), strict=True)]
