@@ -103,6 +103,7 @@ class Audit(Block):
     privacy_game: Literal["privacy_loss_model"] = Field(
         "privacy_loss_model", description="membership of a record in the training set of a fixed model"
     )
+    redact: bool = Field(False, description="name records in the report by their ids only, without their contents")
     report_log: str = Field("report", description="folder of the report within run.log_dir", pattern=r"^[\w.-]+$")
 
 

@@ -85,6 +85,11 @@ class AuditData:
         return len(self.input_shape) == 3
 
     @property
+    def has_contents(self) -> bool:
+        """False where only what models say of the records was given, and not the records."""
+        return self.is_text or self.pool.x.size > 0
+
+    @property
     def is_text(self) -> bool:
         return self.pool.lengths is not None
 
@@ -158,6 +163,16 @@ class Evidence:
         if signal.name not in self.also:
             raise KeyError(f"signal {signal.name!r} was not computed; there are: {', '.join(['log_odds', *self.also])}")
         return self.also[signal.name]
+
+    def at(self, points: Shaped[Array, " n"]) -> Evidence:
+        """The evidence about some of the points: indices, or a mask. Not of single tokens."""
+        return replace(
+            self,
+            target=self.target[:, points],
+            references=self.references[:, :, points],
+            trained_on=self.trained_on[:, points],
+            also={name: evidence.at(points) for name, evidence in self.also.items()},
+        )
 
     def twins(self) -> Bool[Array, "R R"]:
         """twins[r, s]: the membership of reference s settles that of r: it is the same, or the complement."""

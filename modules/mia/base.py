@@ -18,6 +18,7 @@ from modules.mia.probability import clipped, probability_of
 @ATTACKS.register(
     "BASE",
     needs_references=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     needs_population=False,
     signals=lambda settings: (Signal(temperature=settings["temperature"]),),
     min_pairs=1,

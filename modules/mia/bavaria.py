@@ -27,6 +27,7 @@ LEAST = 1e-4  # smallest strength k0
 @ATTACKS.register(
     "BaVarIA",
     needs_references=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     needs_population=False,
     min_pairs=1,
     summary="likelihood ratio per record, with means and variances shrunk towards those of all records",

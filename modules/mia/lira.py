@@ -22,6 +22,7 @@ FLOOR = 1e-2  # least standard deviation of a record, as a fraction of the poole
 @ATTACKS.register(
     "LiRA",
     needs_references=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     needs_population=False,
     min_pairs=1,
     summary="likelihood ratio per record: was the target's fit drawn from the IN or the OUT models?",

@@ -46,6 +46,7 @@ def signals(settings: Settings) -> tuple[Signal, ...]:
 @ATTACKS.register(
     "RMIA",
     needs_references=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     needs_population=True,
     signals=signals,
     min_pairs=1,
