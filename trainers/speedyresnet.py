@@ -75,7 +75,7 @@ def speedyresnet(
     *,
     epochs: Annotated[int, Ge(1)] = 10,
     batch_size: Annotated[int, Ge(2)] = 1024,
-    optimizer: Annotated[Literal["SGD", "Muon"], BeforeValidator(_spelling)] = "SGD",
+    optimizer: Annotated[Literal["SGD", "Muon"], BeforeValidator(_spelling)] = "Muon",
     learning_rate: Annotated[float, Gt(0)] = 1.5,
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.85,
     weight_decay: Annotated[float, Ge(0)] = 0.00133,
@@ -103,7 +103,7 @@ def speedyresnet(
 
     - epochs: passes over the members; each mirrors what the one before did not
     - batch_size: records per step, at most
-    - optimizer: SGD with Nesterov's momentum; or Muon for the convolutions and that for the rest
+    - optimizer: Muon for the convolutions and SGD with Nesterov's momentum for the rest; or SGD for all
     - learning_rate: the peak of the schedule; 1.5 suits batches of 1024, smaller batches want proportionally less
     - momentum: of SGD
     - weight_decay: L2 penalty; that of normalisation's biases is divided by bias_scale

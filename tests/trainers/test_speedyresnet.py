@@ -58,7 +58,7 @@ def weights(model):
 
 
 RECIPES = {
-    "SGD": {},
+    "SGD": {"optimizer": "SGD"},
     "Muon": {"optimizer": "Muon"},
     "plain": {"lookahead": 0.0, "flip": False, "translate": 0, "whiten_bias_epochs": 0},
     "bfloat16": {"precision": "bfloat16"},
@@ -66,7 +66,7 @@ RECIPES = {
 recipes = pytest.mark.parametrize("settings", RECIPES.values(), ids=RECIPES)
 
 
-@recipes
+@pytest.mark.parametrize("settings", [RECIPES["SGD"], RECIPES["Muon"]], ids=["SGD", "Muon"])
 def test_a_model_is_bit_for_bit_the_same_alone_and_anywhere_in_any_stack(settings):
     data, members = resident(records()), [half(k) for k in range(3)]
 
@@ -321,7 +321,7 @@ def test_smoothed_labels_and_the_plain_update_are_those_of_the_textbook():
     """One step of the head, everything after the first convolution by autograd, against w - lr (g + 0.85 g + ...)."""
     data, member = resident(records(8)), np.ones(8, dtype=bool)
     settings = {"epochs": 1, "batch_size": 8, "warmup": 0.0, "flip": False, "translate": 0, "weight_decay": 0.5}
-    found = train_one(data, member, label_smoothing=0.3, **settings)
+    found = train_one(data, member, optimizer="SGD", label_smoothing=0.3, **settings)
     model = network()
     model.whiten.weight.copy_(found.whiten.weight)
     target = torch.nn.functional.one_hot(data.y, 3) * 0.7 + 0.1
@@ -347,7 +347,7 @@ def test_compiling_happens_once_per_architecture_and_changes_nothing_else(monkey
 
 def test_what_cannot_be_trained_is_refused_with_a_way_out():
     data = resident(records())
-    with pytest.raises(UserError, match="diverged: model 0 of a stack of 1, epoch 1 of 6.* Lower train.learning_rate"):
+    with pytest.raises(UserError, match=r"diverged: model 0 of a stack of 1, epoch 1 of 6.* Lower train.learning_rate"):
         train_one(data, learning_rate=1e30)
     with pytest.raises(UserError, match="fewer than 2 records"):
         train_one(data, np.arange(POOL) < 1)
@@ -369,22 +369,48 @@ def test_images_of_any_size_are_trained_on(shape):
     assert weights(model).isfinite().all()
 
 
-def striped(n, seed):
+def striped(n, seed, device="cpu"):
     """Classes are the direction of stripes, which is the same in the mirror, under noise."""
     rng = stream(seed, "stripes")
     y = rng.integers(0, 3, n)
     i, j = np.mgrid[:16, :16]
     waves = np.stack([np.sin(1.6 * i), np.sin(1.6 * j), np.sin(1.2 * i) * np.sin(1.2 * j)])[y]
     x = 128 + 40 * waves + 40 * rng.standard_normal((n, 16, 16))
-    return Resident.of(Records(np.clip(x, 0, 255).astype(np.uint8)[:, None], y), (128.0,), (50.0,), "cpu")
+    return Resident.of(Records(np.clip(x, 0, 255).astype(np.uint8)[:, None], y), (128.0,), (50.0,), device)
 
 
-@pytest.mark.parametrize(
-    "settings", [RECIPES["SGD"], RECIPES["Muon"], RECIPES["bfloat16"]], ids=["SGD", "Muon", "bf16"]
-)
+def learnt(device="cpu", **settings):
+    """A trained model, and its accuracy on records it has not seen."""
+    data, model = striped(300, 0, device), network(shape=(1, 16, 16), widths=(8, 8, 8))
+    settings = {"batch_size": 30, "epochs": 5, "learning_rate": 0.1} | settings
+    train_one(data, np.ones(300, dtype=bool), model=model, **settings)
+    return model, accuracy_and_loss(model, striped(300, 1, device))[0]
+
+
+@pytest.mark.parametrize("settings", [{"precision": "float32"}, {"precision": "bfloat16"}], ids=["float32", "bfloat16"])
 def test_it_learns_on_a_cpu(settings):
-    data = striped(300, 0)
-    model = network(shape=(1, 16, 16), widths=(8, 8, 8))
-    train_one(data, np.ones(300, dtype=bool), model=model, batch_size=30, epochs=5, learning_rate=0.1, **settings)
-    accuracy, _ = accuracy_and_loss(model, striped(300, 1))
+    assert learnt(optimizer="Muon", **settings)[1] > 0.9
+
+
+def test_it_learns_on_a_cpu_by_sgd_alone():
+    assert learnt(optimizer="SGD", learning_rate=0.3, epochs=15)[1] > 0.9
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_learns_on_a_gpu_and_a_rerun_is_bit_for_bit_the_same(precision, compile):
+    settings = {"optimizer": "Muon", "precision": precision, "compile": compile}
+    (first, accuracy), (again, _) = learnt("cuda", **settings), learnt("cuda", **settings)
     assert accuracy > 0.9
+    assert all(v.dtype != torch.bfloat16 for v in first.state_dict().values())  # the weights stay in float32
+    assert torch.equal(weights(first), weights(again))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_stack_does_not_matter():
+    data = striped(300, 0, "cuda")
+    members, made = [half(k, n=300) for k in (0, 1)], lambda k: network(k, shape=(1, 16, 16))
+    alone = train([made(1)], data, [members[1]], [stream(1, "train")])[0]
+    beside = train([made(0), made(1)], data, members, [stream(k, "train") for k in (0, 1)])[1]
+    assert torch.equal(weights(alone), weights(beside))
