@@ -1,7 +1,7 @@
 """SpeedyResNet: the small convnet of the CIFAR speed records, for images of any size.
 
 Not a residual network any more, but it is what the original tool's users call by this name. It descends from
-hlb-CIFAR10 (Tysam Balsbaugh, https://github.com/tysam-code/hlb-CIFAR10) through airbench (Keller Jordan 2024,
+hlb-CIFAR10 (Tysam& Balsam, https://github.com/tysam-code/hlb-CIFAR10) through airbench (Keller Jordan 2024,
 "94% on CIFAR-10 in 3.29 seconds on a single GPU", https://arxiv.org/abs/2404.00498, MIT licence); written anew.
 """
 

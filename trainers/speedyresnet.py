@@ -1,6 +1,6 @@
 """The trainer of speedyresnet: a good CIFAR model in ten epochs.
 
-In the line of hlb-CIFAR10 (Tysam Balsbaugh, https://github.com/tysam-code/hlb-CIFAR10) and airbench (Keller Jordan
+In the line of hlb-CIFAR10 (Tysam& Balsam, https://github.com/tysam-code/hlb-CIFAR10) and airbench (Keller Jordan
 2024, https://arxiv.org/abs/2404.00498, MIT licence), written anew for audits: on an arbitrary part of the data, and
 with nothing of a non-member in the model.
 
