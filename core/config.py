@@ -301,6 +301,9 @@ def _training(raw: Mapping[str, Any], mistakes: Mistakes) -> tuple[Call | None, 
         mistakes.append(
             (("train", "trainer"), f"{trainer.name} cannot train {model.name}: use {of_model}, or leave it out")
         )
+    if model and trainer and model.name not in (only := TRAINERS.fact(trainer.name, "models", (model.name,))):
+        way_out = f"train.model_name is {model.name}: leave train.trainer out"
+        mistakes.append((("train", "trainer"), f"{trainer.name} trains {' and '.join(only)} only, {way_out}"))
     return model, train, trainer
 
 
