@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 
+from core.types import EpsilonBound
 from modules.dp_audit import f_dp, one_run
 from modules.dp_audit import two_worlds as worlds
-from modules.dp_audit.bounds import ANY, GAUSSIAN, EpsilonBound, checked_delta, error_of, level_of_each
+from modules.dp_audit.bounds import ANY, GAUSSIAN, checked_delta, error_of, level_of_each
 from modules.dp_audit.calibrated import calibrated_epsilon, error_left
 from modules.dp_audit.family import gaussian_fit
 from modules.dp_audit.guesses import (

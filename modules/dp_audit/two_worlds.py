@@ -11,7 +11,8 @@ import numpy as np
 from scipy.special import betainc, betaincinv, ndtri
 
 from core.metrics import clopper_pearson
-from modules.dp_audit.bounds import ANY, GAUSSIAN, EpsilonBound, checked_delta, error_of
+from core.types import EpsilonBound
+from modules.dp_audit.bounds import ANY, GAUSSIAN, checked_delta, error_of
 from modules.dp_audit.f_dp import epsilon_of_mu
 
 NODES = 4096  # of the quadrature over the false-positive rate
