@@ -38,10 +38,15 @@ class Registry(dict[str, Callable]):
         return add
 
     def find(self, name: str) -> str | None:
-        """The registered spelling of `name`, or None. `Prefix/*` entries match any name with that prefix."""
+        """The registered spelling of `name`, or None. `prefix/*` and `prefix:*` match any name with that prefix."""
         folded = name.casefold()
         exact = next((known for known in self if known.casefold() == folded), None)
-        return exact or next((k for k in self if k.endswith("/*") and folded.startswith(k[:-1].casefold())), None)
+        return exact or next((k for k in self if k.endswith("*") and folded.startswith(k[:-1].casefold())), None)
+
+    def rest(self, name: str) -> list[str]:
+        """What a `prefix*` entry matched, its further positional argument: ["resnet50"] of torchvision/resnet50."""
+        known = self.find(name) or name
+        return [name[len(known) - 1 :]] if known.endswith("*") else []
 
     def __missing__(self, name: str) -> Callable:
         if known := self.find(name):
@@ -67,7 +72,8 @@ class Registry(dict[str, Callable]):
     def bind(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """All settings of `name`, checked and completed with defaults. Raises pydantic.ValidationError."""
         checked = self.schema(name)(**settings)
-        return {field: getattr(checked, field) for field in type(checked).model_fields}
+        own = {field: getattr(checked, field) for field in type(checked).model_fields}
+        return own | (checked.model_extra or {})
 
 
 @cache
@@ -80,7 +86,9 @@ def _schema(fn: Callable, name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {
         p.name: (_type(p.annotation, fn), ... if p.default is p.empty else p.default) for p in keywords
     }
-    return create_model(name, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
+    more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(fn).parameters.values())
+    extra = "allow" if more else "forbid"  # `**settings` takes what a library's own signature knows: see `foreign`
+    return create_model(name, __config__=ConfigDict(extra=extra, protected_namespaces=()), **fields)
 
 
 def _type(annotation: Any, fn: Callable) -> Any:
@@ -93,3 +101,4 @@ MODELS = Registry("model")
 TRAINERS = Registry("trainer")
 ATTACKS = Registry("attack")
 MODULES = Registry("audit module")  # blocks of a config that switch more audits on: ramia, duci, dp_audit
+SOURCES = Registry("source")  # what an audit starts from, where it does not train everything itself
