@@ -65,11 +65,11 @@ def _write_plots(result: AuditResult, folder: Path) -> None:
     for log, stem in ((False, "ROC"), (True, "ROC_log")):
         for target in result.targets:
             title = f"ROC, target model {target.target}"
-            image = plots.png(plots.roc_figure([target], log=log, title=title))
+            image = plots.png(plots.roc_figure([target], log=log, title=title, promises=_promises(result)))
             _write_image(folder / "exp" / f"{stem}_{target.target}.png", image)
         if len(result.targets) > 1:
             title = f"ROC, mean of {len(result.targets)} target models"
-            image = plots.png(plots.roc_figure(result.targets, log=log, title=title))
+            image = plots.png(plots.roc_figure(result.targets, log=log, title=title, promises=_promises(result)))
         _write_image(folder / f"{stem}_average.png", image)  # of one target, its own
 
 
@@ -142,6 +142,7 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         priors=PRIORS,
         roles=_roles(result.models),
         figures=_figures(result, ranked[0]),
+        promises=_promises(result),
         strongest={target.target: tables.strongest_of(target) for target in result.targets},
         environment=_flat(result.environment),
         total=sum(seconds for _, seconds in result.timings),
@@ -161,7 +162,7 @@ def _figures(result: AuditResult, best: tables.AttackAverage) -> dict[str, Any]:
     def rocs(targets: Sequence[TargetResult], name: str) -> list[Markup]:
         figures = []
         for log in (False, True):
-            figure = plots.roc_figure(targets, log=log, legend=False)
+            figure = plots.roc_figure(targets, log=log, legend=False, promises=_promises(result))
             about = f"ROC curves of all attacks, {name}, {'logarithmic' if log else 'linear'} axes"
             figures.append(Markup(plots.svg(figure, about, about)))
         return figures
@@ -182,6 +183,13 @@ def _figures(result: AuditResult, best: tables.AttackAverage) -> dict[str, Any]:
             for target in shown
         },
     }
+
+
+def _promises(result: AuditResult) -> list[tuple[float, float]]:
+    """(ε, δ) of the targets that were trained with differential privacy, each once."""
+    audited = {target.target for target in result.targets}
+    said = {(row.get("epsilon"), row.get("delta")) for row in result.models if row.get("id") in audited}
+    return sorted((float(e), float(d)) for e, d in said if e is not None and d is not None and math.isfinite(e))
 
 
 def _swatch(order: int) -> dict[str, str]:

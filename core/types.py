@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -281,6 +281,38 @@ class Summary:
     balanced_accuracy: float  # at the best threshold in hindsight: an attacker does not have it
     at_fpr: tuple[OperatingPoint, ...]  # one for each nominal FPR asked for, 0 included
     certified_fpr: float  # upper limit of the FPR of a threshold with no false positive among these non-members
+
+
+@dataclass(frozen=True)
+class EpsilonBound:
+    """The mechanism is not (eps', delta)-DP for any eps' below `eps`, said with confidence `level`.
+
+    eps = 0 says nothing against the mechanism: a weak attack shows the same. `largest` is what the same design
+    would have shown with every guess right; no audit of this size and rule can show more.
+    """
+
+    eps: float
+    delta: float
+    level: float  # e.g. 0.95: the share of audits in which `eps` is at most the true ε
+    estimator: str
+    family: str  # what is assumed of the mechanism: "none", or "gaussian"
+    m: int  # canaries that count (trials of both worlds, for two worlds)
+    r: int  # guesses made; the rest are abstentions
+    right: int
+    guesses: str  # how the guesses were chosen, in words
+    analyses: int  # how many analyses the level is corrected for
+    largest: float  # ε if all r guesses had been right
+    kind: Literal["confidence", "credible", "exploratory"] = "confidence"
+    upper: float | None = None  # upper end of a credible interval; no audit bounds ε from above
+    doubts: tuple[str, ...] = ()  # what a reader must know before relying on the number
+
+    def __str__(self) -> str:
+        assumed = "" if self.family == "none" else f", {self.family} family assumed"
+        kind = "" if self.kind == "confidence" else f", {self.kind}"
+        return (
+            f"ε ≥ {self.eps:.3f} at δ = {self.delta:g} ({self.level:.0%}{assumed}{kind}; {self.right} of {self.r} "
+            f"guesses right, {self.m} canaries; {self.guesses}; this design shows at most {self.largest:.2f})"
+        )
 
 
 Settings = Mapping[str, Any]
