@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 import audit.ramia
+import audit.ramia_report
 import main
 from audit import plots
 from core.metrics import auc
 from core.registry import DATASETS
-from core.types import AuditData, Records
+from core.types import AuditData, Estimate, Records
 from modules.ramia.aggregation import Aggregation, trimmed_mean
 
 TINY = """\
@@ -276,6 +277,17 @@ def test_the_original_tools_keys_are_understood(config, name):
     checked = load(config)
     (call,) = checked.modules
     assert audit.ramia.setup_of(prepared(checked), **call.settings).range_settings == expected
+
+
+def test_means_over_targets_count_a_pair_of_twins_once():
+    estimates = [Estimate(v, v - 0.1, v + 0.2) for v in (0.6, 0.7, 0.8, -0.3)]
+    one = audit.ramia_report.mean_of(estimates[2:3], [5])
+    assert one == estimates[2]
+    pair = audit.ramia_report.mean_of(estimates[:2], [0, 1])
+    assert (pair.value, pair.low, pair.high) == pytest.approx((0.65, 0.5, 0.8))
+    several = audit.ramia_report.mean_of(estimates, [0, 1, 2, 3])
+    t, half = 12.706, abs(0.65 - 0.25) / 2  # Student's with one degree of freedom, and the standard error
+    assert (several.value, several.high) == pytest.approx((0.45, min(1, 0.45 + t * half)), abs=1e-3)
 
 
 GEOMETRIC = "ramia.range_function={name: geometric, transformations: [rotate]}"
