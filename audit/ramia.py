@@ -25,7 +25,7 @@ from core.log import collected, quiet
 from core.metrics import paired_auc_difference, roc, summarise
 from core.registry import ATTACKS, MODULES
 from core.types import Estimate, Evidence, Signal
-from dataset.ranges import RANGES, bound
+from dataset.ranges import RANGES, SettingError, bound
 from dataset.ranges.truth import others_inside
 from modules.ramia.aggregation import AGGREGATIONS, UNTUNED, Aggregation, grid
 from modules.ramia.evidence import RangeEvidence, decidable
@@ -142,6 +142,8 @@ def setup_of(
         raise config.error("ramia.range_function", message)
     try:
         ranges = RANGES[name](session.data, **settings)
+    except SettingError as error:
+        raise config.error(_place(range_function, name, error.key), str(error)) from None
     except ValueError as error:
         raise config.error("ramia.range_function", f"{name}: {error}") from None
     drawn = sample_size - include_center
@@ -159,6 +161,14 @@ def setup_of(
             raise config.error("ramia.aggregation", str(error)) from None
     base = config.attacks[0] if attack is None else _attack(session, attack)
     return Setup(name, settings, ranges, sample_size, include_center, center, neighbours, base, chosen)
+
+
+def _place(range_function: str | dict[str, Any], name: str, key: str) -> str:
+    """Where a setting of the range function was written: in its block, or as one of the original tool's keys."""
+    if isinstance(range_function, dict) and key.partition(".")[0] in range_function:
+        return f"ramia.range_function.{key}"
+    flat = {setting: flat for flat, setting in FLAT.get(name, {}).items()}
+    return f"ramia.{flat.get(key.partition('.')[0], 'range_function')}"
 
 
 def _range(session: Session, value: str | dict[str, Any], flat: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

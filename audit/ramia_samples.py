@@ -122,6 +122,7 @@ def _drawn(session: Session, setup: Setup) -> dict[str, Any]:
         "population (sha256)": session.population_digest,
         "indices (sha256)": rundir.digest(session.points),
         "ramia.range_function": {"name": setup.range_name, **setup.range_settings},
+        "names of columns (sha256)": rundir.digest(session.data.feature_names),
         "ramia samples beside the center": setup.drawn,
         "ramia.center": setup.center,
         "run.random_seed": session.config.run.random_seed,

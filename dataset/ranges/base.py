@@ -12,6 +12,15 @@ from pydantic import ValidationError
 
 from core.registry import Registry
 
+
+class SettingError(ValueError):
+    """What is wrong with a setting of a range function once the data is known; `key` says which, as in `columns.2`."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 RANGES = Registry("range function")  # (data, *, settings) -> Range; facts: kind = "images" | "features" | "any"
 
 

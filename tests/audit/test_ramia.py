@@ -279,6 +279,32 @@ def test_the_original_tools_keys_are_understood(config, name):
     assert audit.ramia.setup_of(prepared(checked), **call.settings).range_settings == expected
 
 
+def test_a_column_that_is_not_there_is_named_in_its_own_line(config, capsys):
+    """Names of the dataset's columns work as numbers do; the original tool's key has its own line."""
+    from audit.pipeline import prepared
+    from core.config import load
+
+    text = config.read_text()
+    start = text.index("  range_function")
+    named = (
+        "  range_function:\n    name: missing_values\n    columns:\n      - item_7\n      - itm_8\n  sample_size: 2\n"
+    )
+    config.write_text(text[:start] + named)
+    line = config.read_text().splitlines().index("      - itm_8") + 1
+    assert run(config) == 2
+    expected = (
+        f"{config.name}:{line}: ramia.range_function.columns.1: there is no column 'itm_8'; did you mean 'item_8'"
+    )
+    assert expected in capsys.readouterr().err
+    config.write_text(config.read_text().replace("itm_8", "item_8"))
+    checked = load(config)
+    ranges = audit.ramia.setup_of(prepared(checked), **checked.modules[0].settings).ranges
+    assert ranges.columns == (7, 8)
+    config.write_text(text[:start] + "  range_function: missing_values\n  num_missing_feats: 61\n  sample_size: 2\n")
+    assert run(config) == 2
+    assert "ramia.num_missing_feats: 61 is more than the 60" in capsys.readouterr().err
+
+
 def test_means_over_targets_count_a_pair_of_twins_once():
     estimates = [Estimate(v, v - 0.1, v + 0.2) for v in (0.6, 0.7, 0.8, -0.3)]
     one = audit.ramia_report.mean_of(estimates[2:3], [5])
