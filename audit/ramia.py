@@ -7,7 +7,7 @@ their aggregate. Everything reported is about ranges; the same attack at the cen
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,19 +16,20 @@ from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
-from audit.ramia_samples import Setup, ask, centers, read
+from audit.ramia_evidence import Ranges
+from audit.ramia_samples import Setup, ask, centers
 from audit.results import AttackResult, Section, TargetResult
 from audit.session import Session, device_of
-from audit.signals import compute_missing, evidence, signals_of
+from audit.signals import compute_missing
 from core.config import Call, min_pairs
-from core.log import collected, quiet
 from core.metrics import paired_auc_difference, roc, summarise
 from core.registry import ATTACKS, MODULES
-from core.types import Estimate, Evidence, Signal
+from core.types import Estimate, pairs_of
 from dataset.ranges import RANGES, SettingError, bound
 from dataset.ranges.truth import others_inside
+from modules.mia.tuning import REHEARSALS
 from modules.ramia.aggregation import AGGREGATIONS, UNTUNED, Aggregation, grid
-from modules.ramia.evidence import RangeEvidence, decidable
+from modules.ramia.evidence import decidable
 from modules.ramia.tuning import tuned
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def ramia(
         ask(based, setup, device)
         others = others_inside(
             setup.ranges,
-            centers(session, setup, session.points),
+            lambda points: centers(session, setup, points),
             session.points,
             session.data.pool,
             session.plan.member,
@@ -214,39 +215,35 @@ class Found:
     sample_scores: Float[Array, "N K"]
     contested: int  # ranges whose own record is no member, but which hold another training point
     undecidable: int  # ranges left out, because all references know them, or none
+    pair: int  # of the target: twins have one number
 
 
 def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], target: int) -> Found:
     """Score every range for one target. Its membership is looked up only after the scores are fixed."""
     config, plan = session.config, session.plan
-    references = np.array(plan.references[target], dtype=int)
+    references, pairs = np.array(plan.references[target], dtype=int), pairs_of(plan.member)
     own = plan.member[:, session.points]
     held = own | (others > 0)
     compared = held[references] if ATTACKS.fact(setup.base.name, "needs_references", True) else held[:0]
-    kept = np.flatnonzero(decidable(compared, references[: len(compared)] // 2))
+    kept = np.flatnonzero(decidable(compared, pairs[references[: len(compared)]]))
     if len(kept) < 2:
         raise config.error(
             "ramia.range_function",
             f"{len(session.points) - len(kept)} of {len(session.points)} ranges hold training points of every "
             "reference model: the ranges are so large that the question has one answer; make them smaller",
         )
-    seen = evidence(session, target)
-    first = 0 if setup.include_center else 1
-    at_samples = _evidence(session, setup, seen, target, held, kept, slice(first, None))
-    at_center = _evidence(session, setup, seen, target, held, kept, slice(0, 1))
-    attack = _scoring(session, setup.base)
-    with collected("modules") as notes:
-        sample_scores = attack(at_samples).reshape(-1, setup.samples)
-        center_scores = attack(at_center)
-    aggregation, rehearsed = setup.aggregation, ()
+    seen = Ranges(session, setup, target, held, pairs, kept)
+    rehearsals = REHEARSALS if setup.aggregation is None else 0
+    sample_scores, rehearsed, notes = seen.scores(slice(0 if setup.include_center else 1, None), rehearsals)
+    center_scores, _, at_center = seen.scores(slice(0, 1))
+    aggregation, tried = setup.aggregation, ()
     if aggregation is None:
         candidates = grid(setup.samples)
-        with quiet("modules.mia"):
-            aggregation, aucs = tuned(at_samples, attack, setup.samples, candidates)
-        rehearsed = tuple(zip((c.label for c in candidates), aucs.tolist(), strict=True)) if aggregation else ()
-        notes.append(f"aggregation: {(aggregation or UNTUNED).label}, " + ("tuned on rehearsals" if aggregation else
-                     "not tuned: rehearsing needs 2 pairs of references"))  # fmt: skip
+        aggregation, aucs = tuned(rehearsed, candidates)
+        tried = tuple(zip((c.label for c in candidates), aucs.tolist(), strict=True)) if aggregation else ()
+        how = "tuned on rehearsals" if aggregation else "not tuned: rehearsing needs 2 pairs of references"
         aggregation = aggregation or UNTUNED
+        notes = (*notes, f"aggregation: {aggregation.label}, {how}")
     scores = aggregation(sample_scores)
 
     member, contested = held[target, kept], (held & ~own)[target, kept]
@@ -257,8 +254,8 @@ def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], targ
         raise config.error("ramia.range_function", f"{some} of the ranges hold training points of model {target}")
     labels = (SIDES[0], f"{setup.base.label} {SIDES[1]}")
     results = tuple(
-        AttackResult(label, setup.base.settings, s, roc(s, member), summarise(s, member), tuple(notes), 0.0)
-        for label, s in zip(labels, (scores[judged], center_scores[judged]), strict=True)
+        AttackResult(label, setup.base.settings, s, roc(s, member), summarise(s, member), said, 0.0)
+        for label, s, said in zip(labels, (scores[judged], center_scores[judged, 0]), (notes, at_center), strict=True)
     )
     difference = paired_auc_difference(results[0].scores, results[1].scores, member)
     log.info(
@@ -272,60 +269,12 @@ def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], targ
         result=TargetResult(target, member, results),
         difference=difference,
         aggregation=aggregation,
-        rehearsed=rehearsed,
+        rehearsed=tried,
         ranges=kept[judged],
         own=own[target, kept[judged]],
         others=others[target, kept[judged]],
         sample_scores=sample_scores[judged],
         contested=int(contested.sum()),
         undecidable=len(session.points) - len(kept),
+        pair=int(pairs[target]),
     )
-
-
-def _evidence(
-    session: Session,
-    setup: Setup,
-    seen: Evidence,
-    target: int,
-    held: Bool[Array, "M N"],
-    kept: Int[Array, " n"],
-    columns: slice,
-) -> RangeEvidence:
-    """Evidence at these columns (0 is the center) of the kept ranges, range by range; the population as it is."""
-    references = np.array(session.plan.references[target], dtype=int)
-
-    def at(model: int, signal: Signal) -> np.ndarray:
-        table = read(session, setup, model, signal)[:, kept, columns]
-        return table.reshape(len(table), -1)
-
-    def of(signal: Signal, also: dict[str, Evidence]) -> RangeEvidence:
-        population = seen.signal(signal)
-        asked = at(target, signal)
-        stack = np.empty((len(references), *asked.shape), dtype=asked.dtype)
-        for row, model in enumerate(references):
-            stack[row] = at(int(model), signal)
-        return RangeEvidence(
-            target=asked,
-            references=stack,
-            trained_on=np.repeat(held[references][:, kept], asked.shape[1] // len(kept), axis=1),
-            population=population.population,
-            population_references=population.population_references,
-            also=also,
-            pair=references // 2,
-        )
-
-    first, *rest = signals_of(session.config.attacks)
-    return of(first, {signal.name: of(signal, {}) for signal in rest})
-
-
-def _scoring(session: Session, base: Call) -> Callable[[Evidence], Float[Array, " n"]]:
-    def attack(seen: Evidence) -> np.ndarray:
-        try:
-            scores = np.asarray(ATTACKS[base.name](seen, **base.settings), dtype=np.float64)
-        except ValueError as error:
-            raise session.config.error("ramia.attack", f"{base.label}: {error}") from error
-        if np.isnan(scores).any():
-            raise session.config.error("ramia.attack", f"{base.label} gave scores that are not a number")
-        return scores
-
-    return attack

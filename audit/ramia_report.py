@@ -87,27 +87,26 @@ def range_columns(session: Session, one: Found) -> dict[str, np.ndarray]:
     }
 
 
-def mean_of(estimates: Sequence[Estimate], targets: Sequence[int]) -> Estimate:
+def mean_of(estimates: Sequence[Estimate], pairs: Sequence[int]) -> Estimate:
     """Over target models: the mean, and a t interval over pairs of twins. For values in [-1, 1].
 
-    Targets 2p and 2p + 1 trained on complementary halves of the same records, so they are one observation of how
-    models differ, not two. Of a single pair the intervals say how well its own ranges tell: their mean half-width,
+    pairs: of each target; twins trained on complementary halves of the same records, so they are one observation of
+    how models differ, not two. Of a single pair the intervals say how well its own ranges tell: their mean half-width,
     which is enough however the two are related.
     """
-    pairs = np.array(targets, dtype=int) // 2
-    if (pairs == pairs[0]).all():
+    if len(set(pairs)) == 1:
         value = float(np.mean([e.value for e in estimates]))
         half = float(np.mean([(e.high - e.low) / 2 for e in estimates]))
         return estimates[0] if len(estimates) == 1 else Estimate(value, value - half, value + half)
-    half = across_models(np.array([(1 + estimate.value) / 2 for estimate in estimates]), pairs)
+    half = across_models(np.array([(1 + estimate.value) / 2 for estimate in estimates]), np.array(pairs))
     return Estimate(*(2 * value - 1 for value in (half.value, half.low, half.high)))
 
 
 def means(found: Sequence[Found]) -> tuple[Estimate, Estimate, Estimate]:
     """Over targets: the AUC of RaMIA over the range, at the center, and their difference."""
-    targets = [one.result.target for one in found]
-    over, at_center = (mean_of([one.result.attacks[k].summary.auc for one in found], targets) for k in (0, 1))
-    return over, at_center, mean_of([one.difference for one in found], targets)
+    pairs = [one.pair for one in found]
+    over, at_center = (mean_of([one.result.attacks[k].summary.auc for one in found], pairs) for k in (0, 1))
+    return over, at_center, mean_of([one.difference for one in found], pairs)
 
 
 def verdict(setup: Setup, found: Sequence[Found]) -> str:
@@ -163,7 +162,7 @@ def _html(setup: Setup, found: Sequence[Found]) -> str:
         labels=[attack.attack for attack in results[0].attacks],
         means=means(found)[:2],
         difference=means(found)[2],
-        pairs=len({one.result.target // 2 for one in found}),
+        pairs=len({one.pair for one in found}),
         center=CENTERS[setup.center],
         auc=_auc,
         signed=lambda e: f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" if e.low == e.low else f"{e.value:+.3f}",

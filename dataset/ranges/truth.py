@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray as Array
@@ -14,13 +16,14 @@ BLOCK = 4_000_000  # (range, record) pairs looked at together
 
 def others_inside(
     ranges: Range,
-    centers: Shaped[Array, "N ..."],
+    centers: Callable[[Int[Array, " n"]], Shaped[Array, "n ..."]],
     points: Int[Array, " N"],
     pool: Records,
     member: Bool[Array, "M D"],
 ) -> Int[Array, "M N"]:
     """How many training points of each model lie in each range, beside the record that the range was made from.
 
+    centers: the centers of the ranges made from these records of the pool; asked for a block of them at a time.
     points: index into the pool of each range's own record. Labels count: a record of another label is in no range,
     however near. Works through blocks of ranges; nothing of size N x D is ever held.
     """
@@ -32,7 +35,7 @@ def others_inside(
         x, weights = pool.x[records], member[:, records].astype(np.float32)
         size = max(1, BLOCK // len(records))
         for block in (rows[i : i + size] for i in range(0, len(rows), size)):
-            near = ranges.inside(centers[block], x) & (records[None, :] != points[block][:, None])
+            near = ranges.inside(centers(points[block]), x) & (records[None, :] != points[block][:, None])
             found[:, block] = _count(weights, near)
     return found
 
