@@ -53,8 +53,8 @@ def model(folder):
     return masked_lm.load(str(folder))
 
 
-def draws():
-    return [stream(1, "neighbours", i) for i in range(len(TEXTS))]
+def draws(count=4):
+    return [stream(1, "neighbours", i) for i in range(count)]
 
 
 def split(text):
