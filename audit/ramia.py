@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -25,15 +25,12 @@ from core.config import Call, min_pairs
 from core.metrics import paired_auc_difference, roc, summarise
 from core.registry import ATTACKS, MODULES
 from core.types import Estimate, pairs_of
-from dataset.ranges import RANGES, SettingError, bound
+from dataset.ranges import RANGES, SettingError, bound, rows
 from dataset.ranges.truth import others_inside
 from modules.mia.tuning import REHEARSALS
 from modules.ramia.aggregation import AGGREGATIONS, UNTUNED, Aggregation, grid
 from modules.ramia.evidence import decidable
 from modules.ramia.tuning import tuned
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +38,7 @@ log = logging.getLogger(__name__)
 FLAT = {
     "l2": {"radius": "radius"},
     "geometric": {"transformations": "transformations"},
+    "word_replace": {"mask_model": "mask_model", "mask_tokenizer": "mask_tokenizer", "num_masks": "num_masks"},
     "missing_values": {"num_missing_feats": "columns", "col_ranges": "col_ranges", "is_categorical": "imputation"},
 }
 SIDES = ("RaMIA over the range", "at the center only")
@@ -68,11 +66,15 @@ def ramia(
     num_missing_feats: Annotated[int, Ge(1)] | None = None,
     col_ranges: list[tuple[float, float]] | None = None,
     is_categorical: bool | None = None,
+    mask_model: str | None = None,
+    mask_tokenizer: str | None = None,
+    num_masks: Annotated[int, Ge(1)] | None = None,
 ) -> Section:
     """Range membership inference on the models of the run: one range around each audited record.
 
     range_function: `{name: l2, radius: 10}`, `{name: geometric, transformations: [rotate, shift]}`,
-        `{name: missing_values, columns: 10}`; documentation/ramia.md has all of their settings.
+        `{name: missing_values, columns: 10}`, `{name: word_replace, mask_model: distilbert-base-cased}`;
+        documentation/ramia.md has all of their settings.
     sample_size: samples of each range, the center included if it is.
     include_center: whether the center is one of the samples. Without it the audit shows what can be told without
         the exact record.
@@ -83,8 +85,8 @@ def ramia(
         {name: log_mean_exp, sharpness: 1}.
     neighbours: what becomes of a range whose own record is no member, but which holds another training point: it
         is a member ("relabel"), or left out ("drop").
-    radius, transformations, num_missing_feats, col_ranges, is_categorical: the original tool's keys, for
-        `range_function: <name>`.
+    radius, transformations, num_missing_feats, col_ranges, is_categorical, mask_model, mask_tokenizer, num_masks: the
+        original tool's keys, for `range_function: <name>`.
     """
     setup = setup_of(
         session,
@@ -100,9 +102,14 @@ def ramia(
         num_missing_feats=num_missing_feats,
         col_ranges=col_ranges,
         is_categorical=is_categorical,
+        mask_model=mask_model,
+        mask_tokenizer=mask_tokenizer,
+        num_masks=num_masks,
     )
     based = replace(session, config=replace(session.config, attacks=(setup.base,)))
     device = device_of(session.config, "audit")
+    if move := getattr(setup.ranges, "on", None):
+        move(device)
     try:
         ask(based, setup, device)
         others = others_inside(
@@ -136,13 +143,17 @@ def setup_of(
     """The settings, checked against the data and the run. Raises UserError, at the line of the key."""
     config = session.config
     name, settings = _range(session, range_function, {key: value for key, value in flat.items() if value is not None})
-    kind, is_image = RANGES.fact(name, "kind", "any"), session.data.is_image
-    if kind != "any" and (kind == "images") != is_image:
-        has = "images" if is_image else "features"
-        message = f"{name} works on {kind}, and {config.dataset.name} has {has}"
+    kind, has = RANGES.fact(name, "kind", "any"), "texts" if session.data.is_text else "features"
+    has = "images" if session.data.is_image else has
+    if kind != has and not (kind == "any" and has != "texts"):
+        message = (
+            f"{name} works on {'images and features' if kind == 'any' else kind}, and {config.dataset.name} has {has}"
+        )
         raise config.error("ramia.range_function", message)
     try:
         ranges = RANGES[name](session.data, **settings)
+        if suits := getattr(ranges, "check", None):
+            suits(rows(session.data.pool, session.points))
     except SettingError as error:
         raise config.error(_place(range_function, name, error.key), str(error)) from None
     except ValueError as error:

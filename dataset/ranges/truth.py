@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from core.types import Records
-from dataset.ranges.base import Range
+from dataset.ranges.base import Range, Together, inside_all
+from dataset.ranges.base import rows as rows_of
 
 BLOCK = 4_000_000  # (range, record) pairs looked at together
 
 
 def others_inside(
-    ranges: Range,
-    centers: Callable[[Int[Array, " n"]], Shaped[Array, "n ..."]],
+    ranges: Range | Together,
+    centers: Callable[[Int[Array, " n"]], Records],
     points: Int[Array, " N"],
     pool: Records,
     member: Bool[Array, "M D"],
@@ -32,10 +33,10 @@ def others_inside(
     for label in np.unique(labels):
         records = np.flatnonzero(pool.y == label)
         rows = np.flatnonzero(labels == label)
-        x, weights = pool.x[records], member[:, records].astype(np.float32)
+        inside, weights = rows_of(pool, records), member[:, records].astype(np.float32)
         size = max(1, BLOCK // len(records))
         for block in (rows[i : i + size] for i in range(0, len(rows), size)):
-            near = ranges.inside(centers(points[block]), x) & (records[None, :] != points[block][:, None])
+            near = inside_all(ranges, centers(points[block]), inside) & (records[None, :] != points[block][:, None])
             found[:, block] = _count(weights, near)
     return found
 
