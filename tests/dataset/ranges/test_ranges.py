@@ -357,5 +357,7 @@ def test_others_inside_counts_what_a_double_loop_counts(block, monkeypatch):
     for m, i, j in product(range(5), range(25), range(40)):
         near = np.linalg.norm(centers[i].astype(float) - x[j]) <= 1.3
         naive[m, i] += near and member[m, j] and j != points[i] and pool.y[j] == pool.y[points[i]]
-    found = others_inside(ball, lambda of: centers[np.searchsorted(points, of)], points, pool, member)
+    found = others_inside(
+        ball, lambda of: Records(centers[np.searchsorted(points, of)], pool.y[of]), points, pool, member
+    )
     assert np.array_equal(found, naive) and naive.max() > 1
