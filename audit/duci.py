@@ -50,11 +50,12 @@ def more(session: Session, **settings: Any) -> tuple[More, ...]:
     if not task.proportions:
         return ()
     wanted = len(task.proportions) * task.trials
-    by_vulnerability = "vulnerable" in task.sampling
-    if by_vulnerability and (missing_models(session) or missing_signals(task.session)):
+    if "vulnerable" in task.sampling and (missing_models(session) or missing_signals(task.session)):
         to_train = wanted
     else:
-        vulnerable = _vulnerable(_learnt(task, _seen(task, 0))) if by_vulnerability else np.zeros(len(task.x))
+        vulnerable = np.zeros(len(task.x))
+        if "vulnerable" in task.sampling:
+            vulnerable = _vulnerable(_learnt(task, _seen(task, session.plan.targets[0])))
         to_train = sum(len(missing_models(_synthetic(task, p, vulnerable))) for p in task.proportions)
     points = len(task.x) + len(session.population)
     kept = points * session.config.audit.queries * len(signals_of(task.session.config.attacks))
@@ -178,7 +179,7 @@ def _check_references(session: Session, call: Call, debias: str, rehearsals: int
         needed, why = 2, "to find subgroups on other references than those that give their rates"
     if debias == "record" and needed < ENOUGH_FOR_RECORDS:
         needed, why = ENOUGH_FOR_RECORDS, "for rates of each record"
-    there = session.config.audit.num_ref_models
+    there = session.plan.reference_pairs
     if there < needed:
         raise session.config.error(
             "audit.num_ref_models", f"duci needs at least {needed} pairs of references {why}, got {there}"
@@ -203,7 +204,7 @@ def _answers(task: Task) -> tuple[list[Answer], list[Answer]]:
     learnt: dict[tuple[int, ...], Learnt] = {}  # targets of one pair share their references
     found: list[Answer] = []
     with quiet("modules.mia"), _explained(task):
-        for target, references in enumerate(session.plan.references):
+        for target, references in zip(session.plan.targets, session.plan.references, strict=True):
             seen = _seen(task, target)
             if references not in learnt:
                 learnt[references] = _learnt(task, seen)

@@ -206,7 +206,7 @@ def _attack(session: Session, value: str | dict[str, Any]) -> Call:
     name, settings = _bound(session, ATTACKS, "attack", value)
     given = {} if isinstance(value, str) else {key: setting for key, setting in value.items() if key != "name"}
     call = Call(name, settings, given)
-    if session.config.audit.num_ref_models < min_pairs(call):
+    if session.plan.reference_pairs < min_pairs(call):
         message = f"{call.label} needs audit.num_ref_models of at least {min_pairs(call)}"
         raise session.config.error("ramia.attack", message)
     return call
@@ -232,7 +232,7 @@ class Found:
 def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], target: int) -> Found:
     """Score every range for one target. Its membership is looked up only after the scores are fixed."""
     config, plan = session.config, session.plan
-    references, pairs = np.array(plan.references[target], dtype=int), pairs_of(plan.member)
+    references, pairs = np.array(plan.references_of(target), dtype=int), pairs_of(plan.member)
     own = plan.member[:, session.points]
     held = own | (others > 0)
     compared = held[references] if ATTACKS.fact(setup.base.name, "needs_references", True) else held[:0]

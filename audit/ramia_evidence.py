@@ -37,7 +37,7 @@ class Ranges:
 
     @cached_property
     def references(self) -> Int[Array, " R"]:
-        return np.array(self.session.plan.references[self.target], dtype=int)
+        return np.array(self.session.plan.references_of(self.target), dtype=int)
 
     @cached_property
     def population(self) -> Evidence:

@@ -219,6 +219,12 @@ class Plan:
         return self.references[self.targets.index(target)]
 
     @property
+    def reference_pairs(self) -> int:
+        """How many pairs of twins are among the references, of the target with the fewest."""
+        pair = pairs_of(self.member)
+        return min(len(np.unique(pair[np.array(of_target, dtype=int)])) for of_target in self.references)
+
+    @property
     def models(self) -> tuple[int, ...]:
         """The models that must exist: a lone target's twin is planned, but never trained."""
         return tuple(sorted({*self.targets, *(model for of_target in self.references for model in of_target)}))
