@@ -201,6 +201,13 @@ def check(config: Config) -> str:
     base = size(network.parameters()) - weights
     points = len(session.points) + len(session.population)
     signals = 4 * points * config.audit.queries * len(signals_of(config.attacks))
+    more = [
+        (call.name, one)
+        for call in config.modules
+        if (count := MODULES.fact(call.name, "more"))
+        for one in count(session, **call.settings)
+    ]
+    kept = sum(one.models * (weights * one.keeps_weights + 4 * one.signals) for _, one in more)
     rows = max(len(references) for references in plan.references) + 1
     memory = data.pool.x.nbytes + data.population.x.nbytes + base + 4 * weights + rows * signals
     lines = [
@@ -212,7 +219,11 @@ def check(config: Config) -> str:
         f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): "
         f"{len(plan.targets)} targets, {config.audit.num_ref_models} pairs of references each",
         f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
-        f"disk      about {_size(len(plan.models) * (weights + signals))} in {config.run.log_dir}",
+        *(
+            f"{name:<10}{one.models} {one.what}: {one.models - one.to_train} trained, {one.to_train} to train"
+            for name, one in more
+        ),
+        f"disk      about {_size(len(plan.models) * (weights + signals) + kept)} in {config.run.log_dir}",
         f"memory    about {_size(memory)} beside what torch needs itself",
     ]
     if not to_train:

@@ -48,6 +48,17 @@ class Section:
 
 
 @dataclass(frozen=True)
+class More:
+    """Models that another audit trains beside the run's own, as `--check` counts them."""
+
+    what: str  # in words: "synthetic targets"
+    models: int
+    to_train: int
+    keeps_weights: bool = True
+    signals: int = 0  # float32 numbers kept of each model
+
+
+@dataclass(frozen=True)
 class Check:
     """A question that is asked of the audit itself before its numbers are believed."""
 

@@ -142,7 +142,8 @@ class Config:
 
     def error(self, key: str, message: str) -> UserError:
         """A mistake that shows only later, at its line: `raise config.error("audit.data_size", "…")`."""
-        return UserError(f"{self.source.place(tuple(key.split('.')))}: {key}: {message}")
+        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        return UserError(f"{self.source.place(path)}: {key}: {message}")
 
     @property
     def report_dir(self) -> Path:

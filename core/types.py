@@ -138,6 +138,13 @@ class Text:
     compressed: Int[Array, " N"]  # bytes of each record's text, compressed by zlib
 
 
+def pairs_of(member: Bool[Array, "M n"]) -> Int[Array, " M"]:
+    """Which models are twins, by a number they have in common: their rows are the same, or complements."""
+    rows = [(np.packbits(row).tobytes(), np.packbits(~row).tobytes()) for row in member]
+    number = {row: k for k, row in enumerate(dict.fromkeys(min(pair) for pair in rows))}
+    return np.array([number[min(pair)] for pair in rows], dtype=int)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What an attacker may see of one target model. It has no field for the target's membership.
@@ -176,13 +183,8 @@ class Evidence:
 
     def twins(self) -> Bool[Array, "R R"]:
         """twins[r, s]: the membership of reference s settles that of r: it is the same, or the complement."""
-        rows = [(inside.tobytes(), outside.tobytes()) for inside, outside in zip(*self._packed(), strict=True)]
-        kinds = {row: kind for kind, row in enumerate(dict.fromkeys(min(row, row[::-1]) for row in rows))}
-        kind = np.array([kinds[min(row, row[::-1])] for row in rows], dtype=int)
+        kind = pairs_of(self.trained_on)
         return kind[:, None] == kind[None, :]
-
-    def _packed(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.packbits(self.trained_on, axis=1), np.packbits(~self.trained_on, axis=1)
 
     def rehearsals(self, limit: int | None = None) -> Iterator[tuple[Evidence, Bool[Array, " N"]]]:
         """For each reference: the evidence of attacking it with the others, and its known membership.
@@ -230,6 +232,12 @@ class Plan:
 
     def references_of(self, target: int) -> tuple[int, ...]:
         return self.references[self.targets.index(target)]
+
+    @property
+    def reference_pairs(self) -> int:
+        """How many pairs of twins are among the references, of the target with the fewest."""
+        pair = pairs_of(self.member)
+        return min(len(np.unique(pair[np.array(of_target, dtype=int)])) for of_target in self.references)
 
     @property
     def models(self) -> tuple[int, ...]:
