@@ -73,6 +73,7 @@ def run(config: Config) -> AuditResult:
             sections=sections,
             ids=table.known.get("id"),
             about=_about(settings, table),
+            redacted=config.audit.redact,
         )
         write_report(result, config.report_dir)
     return result

@@ -6,13 +6,16 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from audit import available
+from audit.checks import check_audit
 from audit.model_files import build, peft_of
-from audit.results import AttackResult, AuditResult, Section, TargetResult
+from audit.results import AttackResult, AuditResult, Check, Risk, Section, TargetResult
+from audit.risk import assess
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, model_rows, train_missing
@@ -61,7 +64,13 @@ def run(config: Config) -> AuditResult:
             with _timed(f"audit {call.name}", timings):
                 sections.append(MODULES[call.name](session, targets, **call.settings))
             log.info("%s: %s", call.name, sections[-1].verdict)
-        result = _result(session, targets, sections, timings, environment(train_device))
+        with _timed("check the audit, assess records and groups", timings):
+            seen = partial(evidence, session)
+            checks = check_audit(session, targets, tuple(model_rows(session)), seen)
+            risk = assess(session, targets, seen)
+        for check in checks:
+            log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
+        result = _result(session, targets, sections, checks, risk, timings, environment(train_device))
         from audit.report import write_report
 
         start = time.perf_counter()
@@ -143,6 +152,8 @@ def _result(
     session: Session,
     targets: tuple[TargetResult, ...],
     sections: list[Section],
+    checks: tuple[Check, ...],
+    risk: Risk,
     timings: list[tuple[str, float]],
     where: dict[str, Any],
 ) -> AuditResult:
@@ -160,6 +171,9 @@ def _result(
         timings=tuple(timings) if config.run.time_log else (),
         warnings=(*config.warnings(), *(given.notes if given else ())),
         sections=tuple(sections),
+        checks=checks,
+        risk=risk,
+        redacted=config.audit.redact,
         ids=None if pool.ids is None else pool.ids[session.points],
         groups={name: column[session.points] for name, column in pool.groups.items()},
         about=given.about if given else {},
@@ -185,6 +199,13 @@ def check(config: Config) -> str:
     base = size(network.parameters()) - weights
     points = len(session.points) + len(session.population)
     signals = 4 * points * config.audit.queries * len(signals_of(config.attacks))
+    more = [
+        (call.name, one)
+        for call in config.modules
+        if (count := MODULES.fact(call.name, "more"))
+        for one in count(session, **call.settings)
+    ]
+    kept = sum(one.models * (weights * one.keeps_weights + 4 * one.signals) for _, one in more)
     rows = max(len(references) for references in plan.references) + 1
     memory = data.pool.x.nbytes + data.population.x.nbytes + base + 4 * weights + rows * signals
     lines = [
@@ -196,7 +217,11 @@ def check(config: Config) -> str:
         f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): "
         f"{len(plan.targets)} targets, {config.audit.num_ref_models} pairs of references each",
         f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
-        f"disk      about {_size(len(plan.models) * (weights + signals))} in {config.run.log_dir}",
+        *(
+            f"{name:<10}{one.models} {one.what}: {one.models - one.to_train} trained, {one.to_train} to train"
+            for name, one in more
+        ),
+        f"disk      about {_size(len(plan.models) * (weights + signals) + kept)} in {config.run.log_dir}",
         f"memory    about {_size(memory)} beside what torch needs itself",
     ]
     if not to_train:
