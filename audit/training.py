@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audit.session import Session
-from audit.workers import Lost, run_units
+from audit.workers import Lost, places, run_units
 from core import rundir
 from core.errors import StaleArtefact, UserError
 from core.log import progress
@@ -77,19 +78,34 @@ def _report(failed: Mapping[int, str], tried: int) -> str:
     return f"{len(failed)} of {tried} models could not be trained, the others are kept. {reasons}"
 
 
-def stacks_of(session: Session, models: list[int], device: torch.device) -> list[list[int]]:
-    """The models in the stacks that they are trained in: what a crash can lose at most."""
-    width = TRAINERS.fact(session.config.trainer.name, "stack", 1)
-    return [models[i : i + width] for i in range(0, len(models), width)]
+def stacks_of(session: Session, missing: list[int], device: torch.device) -> list[list[int]]:
+    """The models in the stacks that they are trained in: what a crash can lose at most.
+
+    As many stacks as keep all workers busy, of at most the width that the trainer says.
+    """
+    import models
+
+    config, data = session.config, session.data
+    width = TRAINERS.fact(config.trainer.name, "stack", 1)
+    if callable(width):
+        build = lambda: models.build(  # noqa: E731
+            *(config.model.name, config.model.settings, data.input_shape, data.num_classes), session.stream("init", 0)
+        )
+        width, how = width(config.trainer.settings, build, device)
+        log.info("models: %s, on %s", how, device)
+    crew = len(places(device, config.run.workers))
+    rounds = math.ceil(len(missing) / (width * crew))
+    count = min(len(missing), rounds * crew)
+    return [part.tolist() for part in np.array_split(missing, count)]
 
 
 def _at_least(session: Session, models: list[int]) -> float:
-    """Seconds that training these takes at least, where the settings tell: 0.1 ms a step."""
+    """Seconds that training these takes at least, where the settings tell: 0.05 ms a step."""
     settings = session.config.trainer.settings
     epochs, batch_size = settings.get("epochs", 0), settings.get("batch_size", 0)
     if not (epochs and batch_size):
         return 0.0
-    return 1e-4 * float(epochs) * session.plan.member[models].sum() / batch_size
+    return 5e-5 * float(epochs) * session.plan.member[models].sum() / batch_size
 
 
 def _trainer(session: Session, device: torch.device) -> Callable[[list[int]], dict[int, str]]:
@@ -177,6 +193,7 @@ def _write(session: Session, number: int, model: torch.nn.Module, seconds: float
         seconds=round(seconds, 3),
         device=str(pool.x.device),
         **of_trainer(trainer.settings, int(member.sum())),
+        **getattr(model, "trained", {}),  # how, where the settings left it open
     )
     log.info(
         "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",

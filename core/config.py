@@ -153,7 +153,10 @@ class Config:
         for block, (key, call) in calls.items():
             if call:
                 found[f"{block}.{key}".rstrip(".")] = call.name
-                found |= {f"{block}.{setting}": value for setting, value in call.settings.items()}
+                idle = TRAINERS.fact(call.name, "without_effect", ()) if key == "trainer" else ()
+                found |= {
+                    f"{block}.{setting}": value for setting, value in call.settings.items() if setting not in idle
+                }
         return found
 
     def warnings(self) -> list[str]:
