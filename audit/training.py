@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = "out of memory: lower train.batch_size, train.stack or run.workers"
+
 
 def weights_path(session: Session, model: int) -> Path:
     return session.folder / "models" / f"model_{model}.safetensors"
@@ -131,12 +133,27 @@ def _train_or_explain(session: Session, stack: list[int], *, pool: Any, populati
             raise
     if len(stack) == 1:
         log.warning("model %4d  %s", stack[0], why)
-        return {stack[0]: why}
+        smaller = _smaller_batches(session) if why == OUT_OF_MEMORY else None
+        return _train_or_explain(smaller, stack, pool=pool, population=population) if smaller else {stack[0]: why}
     log.warning("models %s: %s; now one by one", ", ".join(map(str, stack)), why)
     failed: dict[int, str] = {}
     for model in stack:
         failed |= _train_or_explain(session, [model], pool=pool, population=population)
     return failed
+
+
+def _smaller_batches(session: Session) -> Session | None:
+    """The session with batches of half the size, once, where train.auto_find_batch_size allows it.
+
+    Such a model is another function of its data than the others are: so this is asked for, said and recorded.
+    """
+    config, size = session.config, session.config.trainer.settings.get("batch_size", 1)
+    if not config.train.auto_find_batch_size or size < 2:
+        return None
+    log.warning("again with train.batch_size %d (train.auto_find_batch_size)", size // 2)
+    trainer = replace(config.trainer, settings={**config.trainer.settings, "batch_size": size // 2})
+    train = config.train.model_copy(update={"auto_find_batch_size": False})
+    return replace(session, config=replace(config, trainer=trainer, train=train))
 
 
 def _excuse(error: Exception) -> str:
@@ -147,7 +164,7 @@ def _excuse(error: Exception) -> str:
         return str(error)
     text = str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return "out of memory: lower train.batch_size or run.workers"
+        return OUT_OF_MEMORY
     return ""
 
 

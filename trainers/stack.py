@@ -23,6 +23,7 @@ from trainers.loop import Diverged, MakeOptimizer, MovingAverage
 from trainers.resident import Resident, padded
 from trainers.schedule import batches
 
+TINY = 4096  # multiplications of a bfloat16 product that torch may not give to oneDNN
 ACTIVATIONS = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 
 
@@ -188,7 +189,7 @@ class Stack:
         for i, (layer, weight, bias) in enumerate(zip(self.layers, self.products(), self.biases, strict=True)):
             self.seen.append(x)
             z = self.buffer(f"layer {i}", *x.shape[:2], weight.shape[2])
-            torch.baddbmm(bias.to(self.dtype), x, weight, out=z)
+            self._product(x, weight, z, bias)
             if layer.activation:
                 z.tanh_() if layer.activation == "tanh" else z.relu_()
             self.active.append(z)
@@ -220,11 +221,12 @@ class Stack:
         weights = self.products()
         for i in reversed(range(len(self.layers))):
             torch.sum(gradient, dim=1, keepdim=True, dtype=torch.float32, out=of_biases[i])
-            self._product(self.seen[i].mT, gradient, of_weights[i])
+            update = self._product(self.seen[i].mT, gradient, self._of(of_weights[i], f"update {i}"))
+            if update is not of_weights[i]:
+                of_weights[i].copy_(update)
             if i == 0:
                 return
-            below = self.buffer(f"below {i}", *self.seen[i].shape)
-            gradient = torch.bmm(gradient, weights[i].mT, out=below)
+            gradient = self._product(gradient, weights[i].mT, self.buffer(f"below {i}", *self.seen[i].shape))
             if (mask := self.kept[i - 1]) is not None:
                 gradient.mul_(mask)
             if self.layers[i - 1].activation == "tanh":
@@ -232,15 +234,27 @@ class Stack:
             elif self.layers[i - 1].activation == "relu":
                 torch.ops.aten.threshold_backward.grad_input(gradient, self.active[i - 1], 0, grad_input=gradient)
 
-    def _product(self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    def _of(self, value: torch.Tensor, name: str) -> torch.Tensor:
+        """`value` itself where products are float32, else memory like it in the type of the products."""
+        return value if self.dtype == value.dtype else self.buffer(name, *value.shape)
+
+    def _product(
+        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """a[k] @ b[k] (+ bias[k]) for each model k, into `out`."""
         if self.dtype == torch.float32:
+            return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
+        if a[0].numel() * b.shape[2] > TINY:
             torch.bmm(a, b, out=out)
-        else:
-            out.copy_(torch.bmm(a, b))
+        else:  # torch chooses the kernel by the size of the whole stack there
+            for of_model in zip(a, b, out, strict=True):
+                torch.mm(*of_model[:2], out=of_model[2])
+        return out if bias is None else out.add_(bias)
 
     def clip(self, norm: float) -> None:
         """Scale each model's gradient down to this norm, where it is longer."""
-        squares = torch.stack([g.flatten(1).square().sum(1) for g in self.gradients]).sum(0)
+        # A sum over rows takes another order of additions where there are four of them: so one product a model.
+        squares = sum(torch.stack([torch.dot(own, own) for own in g.flatten(1)]) for g in self.gradients)
         factor = (norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
         for g in self.gradients:
             g.mul_(factor[:, None, None])

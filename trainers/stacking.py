@@ -11,7 +11,10 @@ import torch
 from trainers.loop import precision_of
 from trainers.stack import layers_of
 
-MOST = 16  # on a CPU; documentation/benchmarks.md has the figures
+# Figures: documentation/benchmarks.md. Small networks are bound by the dispatch of operations, larger ones by the
+# cache that a stack's weights and activations must fit into; a GPU (not measured yet) has neither limit so soon.
+SMALL = 16_384  # weights
+MOST = {"cpu": (64, 16), "cuda": (256, 256)}  # of networks with at most SMALL weights, and of larger ones
 
 
 def width(settings: Mapping[str, Any], model: torch.nn.Module, device: torch.device) -> tuple[int, str]:
@@ -22,7 +25,9 @@ def width(settings: Mapping[str, Any], model: torch.nn.Module, device: torch.dev
     if layers is None:
         why = "train.augment" if settings["augment"] else "no plain perceptron"
         return 1, f"one after another ({why}), {how}"
-    chosen = MOST if asked == "auto" else asked
+    small, large = MOST.get(device.type, MOST["cpu"])
+    weights = sum(layer.fan_in * layer.fan_out for layer in layers)
+    chosen = asked if asked != "auto" else small if weights <= SMALL else large
     return chosen, f"up to {chosen} at once in batched products (train.stack: {asked}), {how}"
 
 
