@@ -57,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:  # the machine's: a full disk, a folder that may not be read
+        print(f"{error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept, the same command continues", file=sys.stderr)
         return 130

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audit.model_files import build, from_files, to_files, weights_path
 from audit.session import Session
 from audit.workers import Lost, places, run_units
 from core import rundir
 from core.errors import StaleArtefact, UserError
 from core.log import progress
 from core.registry import TRAINERS
+from core.types import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "out of memory: lower train.batch_size, train.stack or run.workers"
-
-
-def weights_path(session: Session, model: int) -> Path:
-    return session.folder / "models" / f"model_{model}.safetensors"
 
 
 def stamp(session: Session, model: int) -> dict[str, Any]:
@@ -43,6 +41,8 @@ def stamp(session: Session, model: int) -> dict[str, Any]:
 
 def missing_models(session: Session) -> list[int]:
     """The planned models that are not trained yet. Raises StaleArtefact if any was trained in another way."""
+    if session.given is not None:
+        return []
     _check_memberships(session)
     return [m for m in session.plan.models if not rundir.is_made(weights_path(session, m), stamp(session, m))]
 
@@ -52,6 +52,8 @@ def train_missing(session: Session, device: torch.device) -> None:
 
     A model that cannot be trained is reported by its number in one UserError at the end; the others are kept.
     """
+    if session.given is not None:
+        return
     missing = missing_models(session)
     _write_memberships(session)
     write_metadata(session)
@@ -85,16 +87,13 @@ def stacks_of(session: Session, missing: list[int], device: torch.device) -> lis
 
     As many stacks as keep all workers busy, of at most the width that the trainer says.
     """
-    import models
-
-    config, data = session.config, session.data
-    width = TRAINERS.fact(config.trainer.name, "stack", 1)
-    if callable(width):
-        build = lambda: models.build(  # noqa: E731
-            *(config.model.name, config.model.settings, data.input_shape, data.num_classes), session.stream("init", 0)
-        )
-        width, how = width(config.trainer.settings, build, device)
+    config, name = session.config, session.config.trainer.name
+    if measured := TRAINERS.fact(name, "width"):
+        width, how = measured(config.trainer.settings, lambda: build(session, missing[0]), device)
         log.info("models: %s, on %s", how, device)
+    else:
+        width = TRAINERS.fact(name, "stack", 1)
+        width = width(config.trainer.settings) if callable(width) else width
     crew = len(places(device, config.run.workers))
     rounds = math.ceil(len(missing) / (width * crew))
     count = min(len(missing), rounds * crew)
@@ -125,35 +124,35 @@ def _train_or_explain(session: Session, stack: list[int], *, pool: Any, populati
 
     Where a stack fails, its models are trained one by one, to the same bytes: those fail that have a reason to.
     """
+    settings = session.config.trainer.settings
+    why = _tried(session, stack, pool, population, settings)
+    if why and len(stack) > 1:
+        log.warning("models %s: %s; now one by one", ", ".join(map(str, stack)), why)
+        failed: dict[int, str] = {}
+        for model in stack:
+            failed |= _train_or_explain(session, [model], pool=pool, population=population)
+        return failed
+    own_way = "auto_find_batch_size" in settings
+    may_halve = session.config.train.auto_find_batch_size and not own_way and settings.get("batch_size", 1) > 1
+    if why == OUT_OF_MEMORY and may_halve:
+        # Such a model is another function of its data than the others are: so it is asked for, said and recorded.
+        half = settings["batch_size"] // 2
+        log.warning("model %4d  %s: again with batches of %d (train.auto_find_batch_size)", stack[0], why, half)
+        why = _tried(session, stack, pool, population, {**settings, "batch_size": half})
+    if why:
+        log.warning("model %4d  %s", stack[0], why)
+    return {stack[0]: why} if why else {}
+
+
+def _tried(session: Session, stack: list[int], pool: Any, population: Any, settings: Settings) -> str:
+    """Train and write the models of a stack; why it cannot be done, or ""."""
     try:
-        _train_stack(session, stack, pool, population)
-        return {}
+        _train_stack(session, stack, pool, population, settings)
+        return ""
     except (UserError, MemoryError, RuntimeError) as error:
         if isinstance(error, StaleArtefact) or not (why := _excuse(error)):
             raise
-    if len(stack) == 1:
-        log.warning("model %4d  %s", stack[0], why)
-        smaller = _smaller_batches(session) if why == OUT_OF_MEMORY else None
-        return _train_or_explain(smaller, stack, pool=pool, population=population) if smaller else {stack[0]: why}
-    log.warning("models %s: %s; now one by one", ", ".join(map(str, stack)), why)
-    failed: dict[int, str] = {}
-    for model in stack:
-        failed |= _train_or_explain(session, [model], pool=pool, population=population)
-    return failed
-
-
-def _smaller_batches(session: Session) -> Session | None:
-    """The session with batches of half the size, once, where train.auto_find_batch_size allows it.
-
-    Such a model is another function of its data than the others are: so this is asked for, said and recorded.
-    """
-    config, size = session.config, session.config.trainer.settings.get("batch_size", 1)
-    if not config.train.auto_find_batch_size or size < 2:
-        return None
-    log.warning("again with train.batch_size %d (train.auto_find_batch_size)", size // 2)
-    trainer = replace(config.trainer, settings={**config.trainer.settings, "batch_size": size // 2})
-    train = config.train.model_copy(update={"auto_find_batch_size": False})
-    return replace(session, config=replace(config, trainer=trainer, train=train))
+        return why
 
 
 def _excuse(error: Exception) -> str:
@@ -168,49 +167,52 @@ def _excuse(error: Exception) -> str:
     return ""
 
 
-def _train_stack(session: Session, stack: list[int], pool: Any, population: Any) -> None:
-    import models
-
-    config = session.config
-    shape, classes = session.data.input_shape, session.data.num_classes
-    fresh = [
-        models.build(config.model.name, config.model.settings, shape, classes, session.stream("init", m)) for m in stack
-    ]
-    fresh = [model.to(pool.x.device) for model in fresh]
+def _train_stack(session: Session, stack: list[int], pool: Any, population: Any, settings: Settings) -> None:
+    trainer = session.config.trainer
+    fresh = [build(session, m).to(pool.x.device) for m in stack]
     members = session.plan.member[stack]
     start = time.perf_counter()
     streams = [session.stream("train", m) for m in stack]
-    trained = TRAINERS[config.trainer.name](fresh, pool, members, streams, **config.trainer.settings)
+    trained = TRAINERS[trainer.name](fresh, pool, members, streams, **settings)
+    of_trainer = TRAINERS.fact(trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
+    unlike = {key: value for key, value in settings.items() if trainer.settings[key] != value}
     seconds = (time.perf_counter() - start) / len(stack)
     for number, model in zip(stack, trained, strict=True):
-        _write(session, number, model, seconds, pool, population)
+        # How it was trained, where the settings left that open or were not kept to.
+        how = of_trainer(settings, int(session.plan.member[number].sum())) | getattr(model, "trained", {}) | unlike
+        _write(session, number, model, pool, population, seconds=round(seconds, 3), **how)
 
 
-def _write(session: Session, number: int, model: torch.nn.Module, seconds: float, pool: Any, population: Any) -> None:
+def _write(
+    session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, *, seconds: float, **how: Any
+) -> None:
     """The model's file and stamp, with what it is good for as facts."""
-    from safetensors.torch import save
+    if session.data.is_text:
+        from trainers.text import accuracy_and_loss
+    else:
+        from trainers.evaluate import accuracy_and_loss
 
-    from trainers.evaluate import accuracy_and_loss
-
-    trainer, member = session.config.trainer, session.plan.member[number]
+    member = session.plan.member[number]
     train_acc, train_loss = accuracy_and_loss(model, pool, np.flatnonzero(member), session.config.audit.batch_size)
     test_acc, test_loss = accuracy_and_loss(model, population, None, session.config.audit.batch_size)
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
-    of_trainer = TRAINERS.fact(trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
+    path = weights_path(session, number)
+    files, sha256 = to_files(model, path)
+    weights = files.pop(path.name)
+    for name, content in files.items():  # before the weights, which carry the stamp
+        rundir.write_atomic(path.parent / name, lambda file, content=content: file.write(content))
     rundir.make(
-        weights_path(session, number),
+        path,
         stamp(session, number),
         lambda file: file.write(weights),
-        sha256=rundir.digest(weights),
+        sha256=sha256,
         num_train=int(member.sum()),
         train_acc=train_acc,
         test_acc=test_acc,
         train_loss=train_loss,
         test_loss=test_loss,
-        seconds=round(seconds, 3),
+        seconds=seconds,
         device=str(pool.x.device),
-        **of_trainer(trainer.settings, int(member.sum())),
-        **getattr(model, "trained", {}),  # how, where the settings left it open
+        **how,
     )
     log.info(
         "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",
@@ -220,17 +222,8 @@ def _write(session: Session, number: int, model: torch.nn.Module, seconds: float
 
 def load_model(session: Session, model: int, device: torch.device) -> torch.nn.Module:
     """A trained model, in eval mode. Raises UserError if its file is not the one that was written."""
-    from safetensors.torch import load
-
-    import models
-
-    path = weights_path(session, model)
-    weights = path.read_bytes()
-    if rundir.digest(weights) != facts(session, model)["sha256"]:
-        raise UserError(f"{path} was changed after it was written: restore it, or delete it to train it again")
-    config, shape, classes = session.config, session.data.input_shape, session.data.num_classes
-    network = models.build(config.model.name, config.model.settings, shape, classes, session.stream("init", model))
-    network.load_state_dict(load(weights))
+    network = build(session, model)
+    from_files(weights_path(session, model), network, facts(session, model)["sha256"])
     return network.to(device).eval()
 
 
@@ -248,6 +241,10 @@ def role(session: Session, model: int) -> str:
 
 def model_rows(session: Session) -> Iterator[dict[str, Any]]:
     """A row for each finished model, in the order of their numbers."""
+    if session.given is not None:
+        used = [session.given.models[model] for model in session.plan.models]
+        yield from ({**row, "role": role(session, row["id"])} for row in used)
+        return
     for model in session.plan.models:
         if made := rundir.read_stamp(weights_path(session, model)):
             yield {"id": model, "role": role(session, model), **made["facts"]}
@@ -263,7 +260,8 @@ def write_metadata(session: Session) -> None:
                 key: settings.get(key) for key in ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
             },
             "model_name": config.model.name,
-            "model_path": weights_path(session, row["id"]).name,  # beside this file, wherever the folder is moved
+            # Beside this file, wherever the folder is moved.
+            "model_path": str(weights_path(session, row["id"]).relative_to(session.folder / "models")),
             "dataset": config.dataset.name,
         }
         for row in model_rows(session)

@@ -14,12 +14,16 @@ from core.types import Records
 
 @dataclass(frozen=True)
 class Resident:
-    """Records on a device in the type they are stored in: images uint8 (n, C, H, W), features float32 (n, d)."""
+    """Records on a device in the type they are stored in: images uint8 (n, C, H, W), features float32 (n, d).
+
+    Text is token ids int32 (n, L), of which the first `lengths` are a record's own.
+    """
 
     x: torch.Tensor
     y: torch.Tensor  # int64 (n,)
     mean: torch.Tensor  # broadcasts against a batch, as does std
     std: torch.Tensor
+    lengths: torch.Tensor | None = None  # int64 (n,), of text
     rows: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, repr=False)  # see `flat`
 
     @classmethod
@@ -29,7 +33,8 @@ class Resident:
         image = x.ndim == 4
         trailing = (-1, 1, 1) if image else (-1,)
         constants = (torch.tensor(values, dtype=torch.float32).reshape(trailing) for values in (mean, std))
-        data = cls(x, y, *(values.to(device) for values in constants))
+        lengths = None if records.lengths is None else torch.tensor(records.lengths).to(device)
+        data = cls(x, y, *(values.to(device) for values in constants), lengths)
         if image:
             # Pixel by pixel in memory, so that gathered batches are channels_last already.
             return replace(data, x=x.contiguous(memory_format=torch.channels_last))

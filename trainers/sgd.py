@@ -27,7 +27,7 @@ def _spelling(name: object) -> object:
     return next((known for known in ("SGD", "Adam", "AdamW") if known.casefold() == str(name).casefold()), name)
 
 
-def _stack(settings: Mapping[str, Any], build: Callable[[], torch.nn.Module], device: torch.device) -> tuple[int, str]:
+def _width(settings: Mapping[str, Any], build: Callable[[], torch.nn.Module], device: torch.device) -> tuple[int, str]:
     """How many models are trained at once, and why."""
     from trainers import stacking
 
@@ -37,7 +37,7 @@ def _stack(settings: Mapping[str, Any], build: Callable[[], torch.nn.Module], de
 @TRAINERS.register(
     "sgd",
     summary="SGD, Adam or AdamW in mini-batches, with a learning rate schedule",
-    stack=_stack,
+    width=_width,
     without_effect=("stack",),  # on what is trained: it is in no stamp
 )
 def sgd(
