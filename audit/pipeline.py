@@ -36,6 +36,7 @@ def run(config: Config) -> AuditResult:
         log.warning(warning)
     with _timed("load the dataset", timings):
         session = prepared(config)
+    config = session.config  # with what follows from what was given
     log.info(
         "%s: pool %d, population %d, auditing %d points; trained on %s, queried on %s",
         *(config.dataset.name, len(session.data.pool), len(session.data.population), len(session.points)),
@@ -125,7 +126,7 @@ def _check_model(session: Session) -> None:
     try:
         models.check(config.model.name, config.model.settings, data.input_shape, data.num_classes)
     except (ValueError, UserError) as error:
-        raise config.error("train.model_name", str(error)) from None
+        raise config.error("train.model_name" if config.train else "model", str(error)) from None
 
 
 def _result(
@@ -159,6 +160,7 @@ def check(config: Config) -> str:
     make_reproducible(config.run.threads)
     device_of(config, "train"), device_of(config, "audit")
     session = prepared(config)
+    config = session.config
     to_train = missing_models(session)
     data, plan = session.data, session.plan
     network = models.build(
@@ -176,8 +178,8 @@ def check(config: Config) -> str:
         f"audit     {len(session.points)} points and {len(session.population)} population points, "
         f"{config.audit.queries} queries each, by {', '.join(call.label for call in config.attacks)}",
         f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): "
-        f"{len(plan.targets)} targets, {config.audit.num_ref_models} pairs of references each",
-        f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
+        f"{len(plan.targets)} targets, {_references(session)} each",
+        f"done      {len(plan.models) - len(to_train)} models trained, {_to_do(session, to_train)}",
         f"disk      about {_size(len(plan.models) * (weights + signals))} in {config.run.log_dir}",
         f"memory    about {_size(memory)} beside what torch needs itself",
     ]
@@ -185,6 +187,18 @@ def check(config: Config) -> str:
         to_ask = len(missing_signals(session))
         lines.append(f"signals   {len(plan.models) - to_ask} models asked, {to_ask} to ask")
     return "\n".join(lines)
+
+
+def _references(session: Session) -> str:
+    counts = sorted({len(references) for references in session.plan.references})
+    if session.brought and session.config.train is None:
+        return f"{' or '.join(map(str, counts))} references"
+    return f"{session.config.audit.num_ref_models} pairs of references"
+
+
+def _to_do(session: Session, missing: list[int]) -> str:
+    given = sum(session.brought_from(model) is not None for model in missing)
+    return f"{len(missing) - given} to train" + (f", {given} given ones to read" if given else "")
 
 
 def _size(count: float) -> str:

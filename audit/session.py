@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ from core.types import AuditData, Plan
 
 
 @dataclass(frozen=True)
+class Brought:
+    """A model that was trained elsewhere."""
+
+    path: Path
+    sha256: str  # of the file
+    told: Mapping[str, Any]  # what its metadata say of how it was trained
+
+
+@dataclass(frozen=True)
 class Session:
     config: Config
     data: AuditData
@@ -32,12 +42,17 @@ class Session:
     population: Int[Array, " P"]  # indices into the population
     pool_digest: str
     population_digest: str
+    brought: Mapping[int, Brought] = field(default_factory=dict)  # models that were trained elsewhere
     name: str = ""  # of another set of models beside the run's own: `replace(session, name="duci", plan=…)`
 
     @property
     def folder(self) -> Path:
         """Where this set of models and its signals are kept."""
         return self.config.run.log_dir / self.name
+
+    def brought_from(self, model: int) -> Brought | None:
+        """Where a model of the run's own set came from, if it was not trained here."""
+        return None if self.name else self.brought.get(model)
 
     def stream(self, *purpose: str | int) -> np.random.Generator:
         """The run's stream of this purpose; each set of models has its own."""
@@ -47,10 +62,10 @@ class Session:
 def prepare(config: Config) -> Session:
     """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing.
 
-    Where this tool does not train everything, the source's fact `session` does it: (config, **settings) -> Session.
+    Where this tool does not train everything, the function of the source does it.
     """
     if config.origin.name != TRAINED:
-        return SOURCES.fact(config.origin.name, "session")(config, **config.origin.settings)
+        return SOURCES[config.origin.name](config, **config.origin.settings)
     assert config.data and config.dataset
     data = DATASETS[config.dataset.name](config.data.data_dir, config.run.random_seed, **config.dataset.settings)
     run, audit = config.run, config.audit
@@ -81,6 +96,7 @@ def device_of(config: Config, block: str) -> Any:
     """The torch device named in `block` ("train" or "audit"). Raises UserError if this machine has no such device."""
     import torch
 
+    block = block if getattr(config, block) else "audit"  # where nothing is trained
     name = getattr(config, block).device
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)

@@ -28,8 +28,14 @@ def weights_path(session: Session, model: int) -> Path:
 
 def stamp(session: Session, model: int) -> dict[str, Any]:
     """Everything that model `model` is a function of."""
+    if brought := session.brought_from(model):
+        of = session.config.settings()
+        made = {key: value for key, value in of.items() if key.startswith("train.model_name")}
+        made |= {"given file (sha256)": brought.sha256}
+    else:
+        made = session.config.settings()
     return {
-        **session.config.settings(),
+        **made,
         "model number": model,
         "pool records (sha256)": session.pool_digest,
         "its training set (sha256)": rundir.digest(np.packbits(session.plan.member[model])),
@@ -49,6 +55,12 @@ def train_missing(session: Session, device: torch.device) -> None:
     missing = missing_models(session)
     _write_memberships(session)
     write_metadata(session)
+    if given := [model for model in missing if session.brought_from(model)]:
+        from audit.from_models import bring_in
+
+        bring_in(session, given, device)
+        write_metadata(session)
+        missing = [model for model in missing if model not in given]
     if not missing:
         log.info("models: all %d are there", len(session.plan.models))
         return
@@ -145,13 +157,17 @@ def model_rows(session: Session) -> Iterator[dict[str, Any]]:
 
 def write_metadata(session: Session) -> None:
     """models_metadata.json: one entry a finished model, with the keys that the original tool writes, and ours."""
-    config, settings = session.config, session.config.trainer.settings
+    config = session.config
+    recipe = ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
+
+    def trained(model: int) -> dict[str, Any]:
+        """How it was trained here; of a model from elsewhere that is among its facts, as far as it is known."""
+        return {} if session.brought_from(model) else {key: config.trainer.settings.get(key) for key in recipe}
+
     entries = {
         str(row["id"]): {
             **{key: value for key, value in row.items() if key != "id"},
-            **{
-                key: settings.get(key) for key in ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
-            },
+            **trained(row["id"]),
             "model_name": config.model.name,
             "model_path": weights_path(session, row["id"]).name,  # beside this file, wherever the folder is moved
             "dataset": config.dataset.name,

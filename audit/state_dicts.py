@@ -83,7 +83,8 @@ def _pickle(content: bytes, path: Path) -> Any:
         """As torch._utils._rebuild_tensor_v2, without the hooks that a pickle could hand over."""
         if not isinstance(storage, torch.storage.TypedStorage):
             raise UserError(f"{path} is refused: a tensor in it is made of something else than numbers")
-        if offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) >= max(len(storage), 1):
+        numbers = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+        if offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) >= max(numbers, 1):
             raise UserError(f"{path} is refused: a tensor of shape {tuple(size)} reaches beyond its numbers")
         empty = torch.empty(0, dtype=storage.dtype)
         return empty.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
