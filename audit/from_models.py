@@ -323,42 +323,18 @@ def _plan(config: Config, rows: Bool[Array, "M D"]) -> tuple[Plan, Config]:
 
 def bring_in(session: Session, models_: Sequence[int], device: Any) -> None:
     """Write these models, which were given, into the run directory. Raises UserError for one that does not fit."""
-    from safetensors.torch import save
-
-    import models
+    from audit.model_files import build
     from audit.state_dicts import fit, read_state_dict
-    from audit.training import stamp, weights_path
-    from core import rundir
-    from trainers.evaluate import accuracy_and_loss
+    from audit.training import write_model
     from trainers.resident import Resident
 
-    config, data = session.config, session.data
-    assert config.model
+    data = session.data
+    assert session.config.model
     pool = Resident.of(data.pool, data.mean, data.std, device)
     population = Resident.of(data.population, data.mean, data.std, device)
     for model in models_:
         brought = session.brought[model]
-        rng = session.stream("init", model)
-        network = models.build(config.model.name, config.model.settings, data.input_shape, data.num_classes, rng)
-        fit(network, read_state_dict(brought.path), f"{brought.path} (model {model}, {config.model.label})")
-        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
-        network = network.to(device).eval()
-        batch_size = config.audit.batch_size
-        train_acc, train_loss = accuracy_and_loss(network, pool, np.flatnonzero(session.plan.member[model]), batch_size)
-        test_acc, test_loss = accuracy_and_loss(network, population, None, batch_size)
-        rundir.make(
-            weights_path(session, model),
-            stamp(session, model),
-            lambda file, content=content: file.write(content),
-            sha256=rundir.digest(content),
-            num_train=int(session.plan.member[model].sum()),
-            train_acc=train_acc,
-            test_acc=test_acc,
-            train_loss=train_loss,
-            test_loss=test_loss,
-            **{key: brought.told[key] for key in RECIPE if key in brought.told},
-            given=str(brought.path),
-        )
-        log.info(
-            "model %4d  train accuracy %.3f  test accuracy %.3f  from %s", model, train_acc, test_acc, brought.path
-        )
+        network = build(session, model)
+        fit(network, read_state_dict(brought.path), f"{brought.path} (model {model}, {session.config.model.label})")
+        told = {key: brought.told[key] for key in RECIPE if key in brought.told}
+        write_model(session, model, network.to(device).eval(), pool, population, **told, given=str(brought.path))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audit.model_files import build, from_files, to_files, weights_path
 from audit.session import Session
 from audit.workers import Lost, run_units
 from core import rundir
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-
-def weights_path(session: Session, model: int) -> Path:
-    return session.folder / "models" / f"model_{model}.safetensors"
 
 
 def stamp(session: Session, model: int) -> dict[str, Any]:
@@ -92,6 +89,7 @@ def _report(failed: Mapping[int, str], tried: int) -> str:
 def stacks_of(session: Session, models: list[int], device: torch.device) -> list[list[int]]:
     """The models in the stacks that they are trained in: what a crash can lose at most."""
     width = TRAINERS.fact(session.config.trainer.name, "stack", 1)
+    width = width(session.config.trainer.settings) if callable(width) else width
     return [models[i : i + width] for i in range(0, len(models), width)]
 
 
@@ -148,67 +146,60 @@ def _excuse(error: Exception) -> str:
 
 
 def _train_stack(session: Session, stack: list[int], pool: Any, population: Any) -> None:
-    import models
-
     config = session.config
-    shape, classes = session.data.input_shape, session.data.num_classes
-    fresh = [
-        models.build(config.model.name, config.model.settings, shape, classes, session.stream("init", m)) for m in stack
-    ]
-    fresh = [model.to(pool.x.device) for model in fresh]
+    fresh = [build(session, m).to(pool.x.device) for m in stack]
     members = session.plan.member[stack]
     start = time.perf_counter()
     streams = [session.stream("train", m) for m in stack]
     trained = TRAINERS[config.trainer.name](fresh, pool, members, streams, **config.trainer.settings)
     seconds = (time.perf_counter() - start) / len(stack)
-    for number, model in zip(stack, trained, strict=True):
-        _write(session, number, model, seconds, pool, population)
+    of_trainer = TRAINERS.fact(config.trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
+    for number, model, member in zip(stack, trained, members, strict=True):
+        more = of_trainer(config.trainer.settings, int(member.sum()))
+        device = str(pool.x.device)
+        write_model(session, number, model, pool, population, seconds=round(seconds, 3), device=device, **more)
 
 
-def _write(session: Session, number: int, model: torch.nn.Module, seconds: float, pool: Any, population: Any) -> None:
-    """The model's file and stamp, with what it is good for as facts."""
-    from safetensors.torch import save
+def write_model(
+    session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, **facts: Any
+) -> None:
+    """The model's file and stamp, with what it is good for as further facts."""
+    if session.data.is_text:
+        from trainers.text import accuracy_and_loss
+    else:
+        from trainers.evaluate import accuracy_and_loss
 
-    from trainers.evaluate import accuracy_and_loss
-
-    trainer, member = session.config.trainer, session.plan.member[number]
+    member = session.plan.member[number]
     train_acc, train_loss = accuracy_and_loss(model, pool, np.flatnonzero(member), session.config.audit.batch_size)
     test_acc, test_loss = accuracy_and_loss(model, population, None, session.config.audit.batch_size)
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
-    of_trainer = TRAINERS.fact(trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
+    path = weights_path(session, number)
+    files, sha256 = to_files(model, path)
+    weights = files.pop(path.name)
+    for name, content in files.items():  # before the weights, which carry the stamp
+        rundir.write_atomic(path.parent / name, lambda file, content=content: file.write(content))
     rundir.make(
-        weights_path(session, number),
+        path,
         stamp(session, number),
         lambda file: file.write(weights),
-        sha256=rundir.digest(weights),
+        sha256=sha256,
         num_train=int(member.sum()),
         train_acc=train_acc,
         test_acc=test_acc,
         train_loss=train_loss,
         test_loss=test_loss,
-        seconds=round(seconds, 3),
-        device=str(pool.x.device),
-        **of_trainer(trainer.settings, int(member.sum())),
+        **facts,
     )
     log.info(
-        "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",
-        *(number, train_acc, test_acc, train_loss, test_loss, seconds),
+        "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %s",
+        *(number, train_acc, test_acc, train_loss, test_loss),
+        f"{facts['seconds']:.1f} s" if "seconds" in facts else f"from {facts['given']}",
     )
 
 
 def load_model(session: Session, model: int, device: torch.device) -> torch.nn.Module:
     """A trained model, in eval mode. Raises UserError if its file is not the one that was written."""
-    from safetensors.torch import load
-
-    import models
-
-    path = weights_path(session, model)
-    weights = path.read_bytes()
-    if rundir.digest(weights) != facts(session, model)["sha256"]:
-        raise UserError(f"{path} was changed after it was written: restore it, or delete it to train it again")
-    config, shape, classes = session.config, session.data.input_shape, session.data.num_classes
-    network = models.build(config.model.name, config.model.settings, shape, classes, session.stream("init", model))
-    network.load_state_dict(load(weights))
+    network = build(session, model)
+    from_files(weights_path(session, model), network, facts(session, model)["sha256"])
     return network.to(device).eval()
 
 
@@ -245,7 +236,8 @@ def write_metadata(session: Session) -> None:
             **{key: value for key, value in row.items() if key != "id"},
             **trained(row["id"]),
             "model_name": config.model.name,
-            "model_path": weights_path(session, row["id"]).name,  # beside this file, wherever the folder is moved
+            # Beside this file, wherever the folder is moved.
+            "model_path": str(weights_path(session, row["id"]).relative_to(session.folder / "models")),
             "dataset": config.dataset.name,
         }
         for row in model_rows(session)

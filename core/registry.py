@@ -41,10 +41,10 @@ class Registry(dict[str, Callable]):
         return add
 
     def find(self, name: str) -> str | None:
-        """The registered spelling of `name`, or None. `Prefix/*` entries match any name with that prefix."""
+        """The registered spelling of `name`, or None. `prefix/*` and `prefix:*` match any name with that prefix."""
         folded = name.casefold()
         exact = next((known for known in self if known.casefold() == folded), None)
-        prefix = next((k for k in self if k.endswith("/*") and folded.startswith(k[:-1].casefold())), None)
+        prefix = next((k for k in self if k.endswith("*") and folded.startswith(k[:-1].casefold())), None)
         return exact or prefix or (self._of_plugin(name) if self.plugins else None)
 
     def _of_plugin(self, name: str) -> str | None:
@@ -59,6 +59,11 @@ class Registry(dict[str, Callable]):
             return None
         self[name], self.facts[name] = _builder(function), {}
         return name
+
+    def rest(self, name: str) -> list[str]:
+        """What a `prefix*` entry matched, its further positional argument: ["resnet50"] of torchvision/resnet50."""
+        known = self.find(name) or name
+        return [name[len(known) - 1 :]] if known.endswith("*") else []
 
     def __missing__(self, name: str) -> Callable:
         if known := self.find(name):
