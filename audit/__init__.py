@@ -1,4 +1,9 @@
 """The pipeline: plan -> models -> signals -> audits -> report. The only layer that sees everything."""
 
-# Each registers the block of a config that switches it on, or what an audit can start from.
-from audit import dp_audit, duci, from_models, ramia  # noqa: F401
+from audit import (  # noqa: F401  (each registers the block of a config that switches it on)
+    dp_audit,
+    duci,
+    from_models,
+    from_signals,
+    ramia,
+)

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray as Array
 
+from audit.available import lacks
 from audit.plan import make_plan, plan_of
-from audit.session import Brought, Session, prepare
+from audit.session import Brought, Session, prepare, records_digest
 from core.config import TRAINED, Call, Config, bound_model
 from core.errors import UserError
 from core.loading import inside, read_array, read_arrays, read_bytes, read_json
@@ -83,15 +84,19 @@ def models(
         for model in plan.models
         if model < (len(rows) if config.train is None else len(plan.targets))
     }
-    return replace(
+    session = replace(
         session,
         config=config,
         data=data,
         plan=plan,
         brought=brought,
-        pool_digest=digest(data.pool.x, data.pool.y, data.mean, data.std),
-        population_digest=digest(data.population.x, data.population.y, data.mean, data.std),
+        pool_digest=records_digest(data, data.pool),
+        population_digest=records_digest(data, data.population),
     )
+    for call in config.attacks:
+        if missing := lacks(session, call):
+            raise config.error("audit.algorithm", f"{call.label} lacks {' and '.join(lack.what for lack in missing)}")
+    return session
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray as Array
 
+from audit.given import Given
 from audit.plan import choose, make_plan
 from core.config import TRAINED, Config
 from core.errors import UserError, WrongSetting
@@ -44,6 +45,7 @@ class Session:
     pool_digest: str
     population_digest: str
     brought: Mapping[int, Brought] = field(default_factory=dict)  # models that were trained elsewhere
+    given: Given | None = None  # signals that were brought along, in the place of models
     name: str = ""  # of another set of models beside the run's own: `replace(session, name="duci", plan=…)`
 
     @property
@@ -54,6 +56,12 @@ class Session:
     def brought_from(self, model: int) -> Brought | None:
         """Where a model of the run's own set came from, if it was not trained here."""
         return None if self.name else self.brought.get(model)
+
+    @property
+    def dataset(self) -> str:
+        """What the data are called."""
+        dataset = self.config.dataset
+        return dataset.name if dataset else self.config.origin.settings.get("dataset", self.config.origin.name)
 
     def stream(self, *purpose: str | int) -> np.random.Generator:
         """The run's stream of this purpose; each set of models has its own."""
@@ -95,12 +103,12 @@ def prepare(config: Config) -> Session:
         plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed),
         points=choose(len(data.pool), audit.data_size, run.random_seed, "points"),
         population=choose(len(data.population), audit.population_size, run.random_seed, "population"),
-        pool_digest=_digest(data, data.pool),
-        population_digest=_digest(data, data.population),
+        pool_digest=records_digest(data, data.pool),
+        population_digest=records_digest(data, data.population),
     )
 
 
-def _digest(data: AuditData, records: Records) -> str:
+def records_digest(data: AuditData, records: Records) -> str:
     """Of all that a model sees of these records."""
     return digest(records.x, records.y, data.mean, data.std, *([] if records.lengths is None else [records.lengths]))
 
