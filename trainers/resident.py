@@ -18,6 +18,7 @@ class Resident:
     y: torch.Tensor  # int64 (n,)
     mean: torch.Tensor  # broadcasts against a batch, as does std
     std: torch.Tensor
+    lengths: torch.Tensor | None = None  # of text: int64 (n,), how many of a record's tokens are its own
 
     @classmethod
     def of(cls, records: Records, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Resident:
@@ -29,7 +30,9 @@ class Resident:
             x = x.contiguous(memory_format=torch.channels_last)
         trailing = (-1, 1, 1) if image else (-1,)
         constants = (torch.tensor(values, dtype=torch.float32).reshape(trailing) for values in (mean, std))
-        return cls(x.to(device), torch.tensor(records.y).to(device), *(values.to(device) for values in constants))
+        lengths = None if records.lengths is None else torch.tensor(records.lengths, dtype=torch.int64).to(device)
+        y = torch.tensor(records.y).to(device)
+        return cls(x.to(device), y, *(values.to(device) for values in constants), lengths)
 
     def __len__(self) -> int:
         return len(self.y)

@@ -53,7 +53,7 @@ def model(folder):
     return masked_lm.load(str(folder))
 
 
-def draws(count=len(TEXTS)):
+def draws(count=4):
     return [stream(1, "neighbours", i) for i in range(count)]
 
 
@@ -110,7 +110,8 @@ def test_a_word_is_drawn_with_the_models_probability_at_its_own_mask(model):
 def test_copies_do_not_depend_on_their_neighbours_in_the_batch_and_the_first_of_more_are_those_of_fewer(model):
     many = model.neighbours(TEXTS, draws(), samples=6, masks=2, batch_size=7)
     alone = [
-        model.neighbours([text], [draw], samples=4, masks=2, batch_size=1)[0] for text, draw in zip(TEXTS, draws())
+        model.neighbours([text], [draw], samples=4, masks=2, batch_size=1)[0]
+        for text, draw in zip(TEXTS, draws(), strict=True)
     ]
     assert [copies[:4] for copies in many] == alone
 
