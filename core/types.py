@@ -146,7 +146,7 @@ class Text:
     """
 
     tokens: Int[Array, " U"]  # the predicted tokens
-    start: Int[Array, " N+1"]
+    start: Int[Array, " N_and_1"]
     compressed: Int[Array, " N"]  # bytes of each record's text, compressed by zlib
     frequency: Float[Array, " U"]  # of each predicted token among the tokens of the population, never 0
 

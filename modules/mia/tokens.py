@@ -45,7 +45,7 @@ def out_probability(evidence: Evidence) -> Float[Array, " U"]:
     return masked_mean(chosen.references, ~chosen.trained_on, lambda row: np.exp(row.astype(np.float64))).mean(axis=0)
 
 
-def smallest(values: Float[Array, " U"], start: Int[Array, " N+1"], share: float) -> Bool[Array, " U"]:
+def smallest(values: Float[Array, " U"], start: Int[Array, " N_and_1"], share: float) -> Bool[Array, " U"]:
     """Which tokens are among the `share` of their record with the smallest values; at least one of each record."""
     lengths = np.diff(start)
     record = np.repeat(np.arange(len(lengths)), lengths)

@@ -137,7 +137,7 @@ def test_an_attack_needs_what_it_says(name):
     if not ATTACKS.fact(name, "needs_references"):
         none = np.array([], dtype=int)
         assert np.array_equal(attacked(name, {}, rows(evidence, none)), attacked(name, {}, evidence))
-    with pytest.raises((ValueError, KeyError), match="language model|was not computed"):
+    with pytest.raises((ValueError, KeyError), match=r"language model|was not computed"):
         ATTACKS[name](gaussian_world(11, 80)[0])
 
 
