@@ -9,7 +9,7 @@ from pathlib import Path
 
 from core.errors import UserError
 
-KINDS = ("datasets", "models", "trainers", "attacks", "modules", "config")
+KINDS = ("datasets", "models", "trainers", "attacks", "modules", "sources", "config")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

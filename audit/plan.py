@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 
 from core.rng import stream
@@ -36,3 +38,19 @@ def choose(size: int, count: int | None, seed: int, purpose: str) -> Int[Array, 
     if count is None or count == size:
         return np.arange(size)
     return np.sort(stream(seed, purpose).choice(size, count, replace=False))
+
+
+def plan_of(member: Bool[Array, "M D"], targets: Sequence[int], pairs: int | None = None) -> Plan:
+    """The plan of models that are there already, whatever their memberships: no pairs are assumed.
+
+    A target's references are all other models but its twins: those whose membership settles its own, by being
+    the same or the complement. With `pairs`, the first 2 x `pairs` of them.
+    """
+    packed = np.packbits(member, axis=1)
+    opposite = np.packbits(~member, axis=1)
+    references = []
+    for target in targets:
+        twin = (packed == packed[target]).all(axis=1) | (packed == opposite[target]).all(axis=1)
+        others = np.flatnonzero(~twin)
+        references.append(tuple(int(m) for m in (others if pairs is None else others[: 2 * pairs])))
+    return Plan(member, tuple(references), tuple(int(t) for t in targets))

@@ -16,8 +16,8 @@ from jaxtyping import Int
 from numpy import ndarray as Array
 
 from audit.plan import choose, make_plan
-from core.config import Config
-from core.registry import DATASETS
+from core.config import TRAINED, Config
+from core.registry import DATASETS, SOURCES
 from core.rng import stream
 from core.rundir import digest
 from core.types import AuditData, Plan
@@ -45,7 +45,13 @@ class Session:
 
 
 def prepare(config: Config) -> Session:
-    """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing."""
+    """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing.
+
+    Where this tool does not train everything, the source's fact `session` does it: (config, **settings) -> Session.
+    """
+    if config.origin.name != TRAINED:
+        return SOURCES.fact(config.origin.name, "session")(config, **config.origin.settings)
+    assert config.data and config.dataset
     data = DATASETS[config.dataset.name](config.data.data_dir, config.run.random_seed, **config.dataset.settings)
     run, audit = config.run, config.audit
     if len(data.pool) < 4:

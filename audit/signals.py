@@ -126,7 +126,7 @@ def evidence(session: Session, target: int) -> Evidence:
 
 
 def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evidence] | None = None) -> Evidence:
-    references = session.plan.references[target]
+    references = session.plan.references_of(target)
     read = lambda model, where: np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)  # noqa: E731
 
     def stack(where: Where) -> np.ndarray:

@@ -7,9 +7,8 @@ function's keyword-only arguments (see core/registry.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +16,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from core.errors import UserError
-from core.registry import ATTACKS, DATASETS, MODELS, MODULES, TRAINERS, Registry
+from core.mistakes import Mistakes, Path_, Source, override, unknown_key, walk
+from core.registry import ATTACKS, DATASETS, MODELS, MODULES, SOURCES, TRAINERS, Registry
 
-Path_ = tuple[str | int, ...]
+TRAINED = "train"  # the source that is no block of its own: this tool trains everything
 
 
 class Block(BaseModel):
@@ -53,7 +53,9 @@ class Train(Block):
     """What is trained, and how. The keys below are common; the others are the settings of the trainer."""
 
     model_name: str | dict[str, Any] = Field(description="a registered model, or {name: …, its settings}")
-    trainer: str = Field("sgd", description="a registered trainer: `python main.py --list trainers`")
+    trainer: str | None = Field(
+        None, description="a registered trainer; if left out the model's own: sgd of networks, fit of scikit-learn's"
+    )
     device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
     tokenizer: str | None = Field(
         None, description="kept from the original tool; has no effect on models that are not text"
@@ -64,8 +66,15 @@ class Train(Block):
 class Audit(Block):
     """Which attacks, with how many references, on which points."""
 
-    algorithm: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
-        description="an attack, {name: …, its settings}, or a list of them"
+    source: str | None = Field(
+        None,
+        description="what there is to start from: scores, signals, models, or train (this tool trains everything); "
+        "if left out it follows from which of the blocks scores, signals, model or train is there",
+    )
+    algorithm: str | dict[str, Any] | list[str | dict[str, Any]] | None = Field(
+        None,
+        description="an attack, {name: …, its settings}, or a list of them; needed, except with scores (they are the "
+        "attacks) and with signals (left out: every attack that can run on them)",
     )
     num_ref_models: NonNegativeInt = Field(
         0,
@@ -105,32 +114,19 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where each key was written: for error messages, and for the copy of the config in the run directory."""
-
-    file: str
-    text: str
-    places: Mapping[Path_, str]
-
-    def place(self, path: Path_) -> str:
-        """`configs/x.yaml:12` of a key, or of the nearest block around it that was written down."""
-        while path and path not in self.places:
-            path = path[:-1]
-        return self.places.get(path, f"{self.file}:1")
-
-
-@dataclass(frozen=True)
 class Config:
     run: Run
-    data: Data
-    train: Train
     audit: Audit
-    dataset: Call
-    model: Call
-    trainer: Call
+    origin: Call  # what the audit starts from: `train`, or an entry of SOURCES
+    data: Data | None  # these five are None where the origin does not need them
+    train: Train | None
+    dataset: Call | None
+    model: Call | None
+    trainer: Call | None
     attacks: tuple[Call, ...]
     modules: tuple[Call, ...]  # the audits beyond MIA whose blocks are there
     source: Source
+    idle: tuple[str, ...] = ()  # keys and blocks that were written down and do nothing with this origin
 
     def error(self, key: str, message: str) -> UserError:
         """A mistake that shows only later, at its line: `raise config.error("audit.data_size", "…")`."""
@@ -142,46 +138,31 @@ class Config:
 
     def settings(self) -> dict[str, Any]:
         """What decides the models, by the keys a user writes: the first half of every model's stamp."""
-        return {
-            "run.random_seed": self.run.random_seed,
-            "data.dataset": self.dataset.name,
-            **{f"data.{key}": value for key, value in self.dataset.settings.items()},
-            "train.model_name": self.model.name,
-            **{f"train.model_name.{key}": value for key, value in self.model.settings.items()},
-            "train.trainer": self.trainer.name,
-            **{f"train.{key}": value for key, value in self.trainer.settings.items()},
+        calls = {
+            "data": ("dataset", self.dataset),
+            "train.model_name": ("", self.model),
+            "train": ("trainer", self.trainer),
         }
+        found: dict[str, Any] = {"run.random_seed": self.run.random_seed}
+        for block, (key, call) in calls.items():
+            if call:
+                found[f"{block}.{key}".rstrip(".")] = call.name
+                found |= {f"{block}.{setting}": value for setting, value in call.settings.items()}
+        return found
 
     def warnings(self) -> list[str]:
-        """Keys that are accepted for the sake of old files and do nothing here."""
+        """Keys that are accepted for the sake of old files, or of another source, and do nothing here."""
         idle = {
-            "data.tokenize": self.data.tokenize,
-            "data.tokenizer": self.data.tokenizer,
-            "train.tokenizer": self.train.tokenizer,
-            "train.auto_find_batch_size": self.train.auto_find_batch_size,
+            "data.tokenize": self.data and self.data.tokenize,
+            "data.tokenizer": self.data and self.data.tokenizer,
+            "train.tokenizer": self.train and self.train.tokenizer,
+            "train.auto_find_batch_size": self.train and self.train.auto_find_batch_size,
         }
-        without = f"has no effect on {self.dataset.name} and {self.model.name}"
-        return [str(self.error(key, without)) for key, value in idle.items() if value]
-
-
-class _Mistakes(list[tuple[Path_, str]]):
-    """What is wrong so far, as (path of the key, message)."""
-
-    def validation(self, path: Path_, error: ValidationError, known: list[str]) -> None:
-        for item in error.errors():
-            if item["type"] == "extra_forbidden":
-                self.append(((*path, *item["loc"]), _unknown_key(str(item["loc"][-1]), known)))
-            elif item["type"] == "missing":
-                self.append(((*path, *item["loc"]), "missing, and has no default"))
-            else:
-                loc = tuple(part for part in item["loc"] if part in known or isinstance(part, int))
-                message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
-                self.append(((*path, *loc), f"{message}, got {item['input']!r}"))
-
-    def raise_if_any(self, source: Source) -> None:
-        lines = {f"{source.place(path)}: {_dotted(path)}: {message}": source.place(path) for path, message in self}
-        if lines:
-            raise UserError("\n".join(sorted(lines, key=lambda line: _line_number(lines[line]))))
+        named = " and ".join(call.name for call in (self.dataset, self.model) if call)
+        found = [str(self.error(key, f"has no effect on {named}")) for key, value in idle.items() if value]
+        return found + [
+            str(self.error(key, f"has no effect with audit.source: {self.origin.name}")) for key in self.idle
+        ]
 
 
 def load(file: Path, overrides: list[str] | None = None) -> Config:
@@ -193,7 +174,7 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
         text = file.read_text()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); shipped ones are in configs/") from None
-    mistakes = _Mistakes()
+    mistakes = Mistakes()
     places: dict[Path_, str] = {}
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -204,91 +185,129 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
         raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{file}:1: should hold the blocks {', '.join(BLOCKS)}, got {raw!r}")
-    for path, line, duplicate in _walk(node):
+    for path, line, duplicate in walk(node):
         places[path] = f"{file}:{line}"
         if duplicate:
             mistakes.append((path, f"written twice, the second time in line {line}: keep one"))
-    for override in overrides or []:
-        _override(raw, override, places)
+    for given in overrides or []:
+        override(raw, given, places)
     if overrides:
         text = f"# {file} with --set {' '.join(overrides)}\n{yaml.safe_dump(raw, sort_keys=False)}"
     source = Source(str(file), text, places)
 
+    blocks = [*BLOCKS, *MODULES, *(block_of(name) for name in SOURCES)]
     for key in raw:
-        if key not in BLOCKS and key not in MODULES:
-            mistakes.append(((key,), _unknown_key(str(key), [*BLOCKS, *MODULES])))
+        if key not in blocks:
+            mistakes.append(((key,), unknown_key(str(key), blocks)))
     run = _block("run", raw, mistakes)
-    data, dataset = _block_and_call("data", "dataset", DATASETS, raw, mistakes)
-    train, trainer = _block_and_call("train", "trainer", TRAINERS, raw, mistakes)
     audit = _block("audit", raw, mistakes)
-    model = _call(MODELS, train.model_name, ("train", "model_name"), mistakes) if train else None
-    attacks = _attacks(audit, mistakes) if audit else ()
-    switched_on = [name for name in MODULES if name in raw]
-    modules = [_bound(MODULES, name, _mapping(name, raw, mistakes), (name,), mistakes, (name,)) for name in switched_on]
+    origin = _origin(raw, mistakes)
+    used = _used(origin, raw)
+    data, dataset = _block_and_call("data", "dataset", DATASETS, raw, mistakes) if "data" in used else (None, None)
+    model, train, trainer = _training(raw, mistakes) if "train" in used else (None, None, None)
+    attacks = _attacks(audit, origin, mistakes) if audit and origin else ()
+    modules = [
+        _bound(MODULES, name, _mapping(name, raw, mistakes), (name,), mistakes, (name,))
+        for name in _modules(origin, raw, mistakes)
+    ]
     mistakes.raise_if_any(source)
-    assert run and data and train and audit and dataset and model and trainer
+    assert run and audit and origin
+    idle = [block for block in (*BLOCKS, *map(block_of, SOURCES)) if block in raw and block not in used]
+    idle += [f"audit.{key}" for key in _fact(origin, "idle", ()) if key in (raw.get("audit") or {})]
     called = tuple(call for call in modules if call)
-    return Config(run, data, train, audit, dataset, model, trainer, attacks, called, source)
+    return Config(run, audit, origin, data, train, dataset, model, trainer, attacks, called, source, tuple(idle))
 
 
-def _walk(node: yaml.Node | None, path: Path_ = ()) -> Iterator[tuple[Path_, int, bool]]:
-    """Every key of a YAML tree with its line, and whether it is a second one of its name."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            name = key.value
-            yield (*path, name), key.start_mark.line + 1, name in seen
-            seen.add(name)
-            yield from _walk(value, (*path, name))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*path, index), value.start_mark.line + 1, False
-            yield from _walk(value, (*path, index))
+def block_of(origin: str) -> str:
+    """The block that a source's settings are written in: of its own name, unless it says another."""
+    return SOURCES.fact(origin, "block", origin)
 
 
-def _override(raw: dict, override: str, places: dict[Path_, str]) -> None:
-    key, equals, value = override.partition("=")
-    if not (equals and key.strip()):
-        raise UserError(f"--set {override}: should be key=value, e.g. --set train.epochs=1")
-    *parents, last = (int(part) if part.isdigit() else part for part in key.strip().split("."))
-    block: Any = raw
-    try:
-        new_value = yaml.safe_load(value)
-        for part in parents:
-            if isinstance(block, dict) and block.get(part) is None:
-                block[part] = {}
-            block = block[part]
-        block[last] = new_value
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
-    except (TypeError, KeyError, IndexError):
-        raise UserError(f"--set {override}: there is no block {'.'.join(map(str, parents))!r} to set it in") from None
-    here = (*parents, last)
-    for below in [path for path in places if path[: len(here)] == here]:
-        del places[below]
-    places[here] = f"--set {override}"
+def _fact(origin: Call, key: str, default: Any) -> Any:
+    """What a source says of itself; `train` is no entry of the registry and says nothing."""
+    return default if origin.name == TRAINED else SOURCES.fact(origin.name, key, default)
 
 
-def _block(name: str, raw: Mapping[str, Any], mistakes: _Mistakes) -> Any:
+def _origin(raw: Mapping[str, Any], mistakes: Mistakes) -> Call | None:
+    """What the audit starts from, as written or else by which blocks are there. None after a mistake."""
+    audit = raw.get("audit")
+    named = audit.get("source") if isinstance(audit, dict) else None
+    here = [name for name in SOURCES if block_of(name) in raw]
+    name = named or (here[0] if here else TRAINED)
+    known = TRAINED if str(name).casefold() == TRAINED else SOURCES.find(str(name))
+    if known is None:
+        mistakes.append(
+            (("audit", "source"), SOURCES.unknown(str(name)).replace("there are: ", f"there are: {TRAINED}, "))
+        )
+        return None
+    if not named and (len(here) > 1 or (here and "train" in raw and "train" not in _blocks(here[0]))):
+        both = " and ".join(f"{block}:" for block in [*map(block_of, here), *(["train"] if "train" in raw else [])])
+        mistakes.append((("audit", "source"), f"the blocks {both} are here: say which one to start from"))
+        return None
+    if known == TRAINED:
+        return Call(TRAINED, {})
+    block = block_of(known)
+    return _bound(SOURCES, known, _mapping(block, raw, mistakes), (block,), mistakes, (block,))
+
+
+def _blocks(name: str) -> tuple[str, ...]:
+    return (*SOURCES.fact(name, "blocks", ()), *SOURCES.fact(name, "optional", ()))
+
+
+def _used(origin: Call | None, raw: Mapping[str, Any]) -> set[str]:
+    """The blocks that are read with this origin; after a mistake those that are there, to find more."""
+    if origin is None:
+        return {"run", "audit", *raw}
+    if origin.name == TRAINED:
+        return set(BLOCKS)
+    optional = [block for block in _fact(origin, "optional", ()) if block in raw]
+    return {"run", "audit", block_of(origin.name), *_fact(origin, "blocks", ()), *optional}
+
+
+def _modules(origin: Call | None, raw: Mapping[str, Any], mistakes: Mistakes) -> list[str]:
+    """The audits beyond MIA that are switched on. One that cannot work on what is given is a mistake."""
+    found = [name for name in MODULES if name in raw]
+    for name in found:
+        sources = MODULES.fact(name, "sources", (TRAINED,))
+        if origin and origin.name not in sources:
+            needs = f"works with audit.source: {' or '.join(sources)}, and here it is {origin.name}"
+            mistakes.append(((name,), needs))
+    return found
+
+
+def _training(raw: Mapping[str, Any], mistakes: Mistakes) -> tuple[Call | None, Any, Call | None]:
+    """The model, the block `train`, and the trainer: the one that is named, or else the model's own."""
+    name = _mapping("train", raw, Mistakes()).get("model_name")
+    model = _call(MODELS, name, ("train", "model_name"), mistakes) if isinstance(name, str | dict) else None
+    of_model = MODELS.fact(model.name, "trainer", "sgd") if model else "sgd"
+    train, trainer = _block_and_call("train", "trainer", TRAINERS, raw, mistakes, default=of_model)
+    if model and trainer and TRAINERS.fact(trainer.name, "kind") != MODELS.fact(model.name, "kind"):
+        mistakes.append(
+            (("train", "trainer"), f"{trainer.name} cannot train {model.name}: use {of_model}, or leave it out")
+        )
+    return model, train, trainer
+
+
+def _block(name: str, raw: Mapping[str, Any], mistakes: Mistakes) -> Any:
     """The block's own keys, checked; None after a mistake."""
     return _checked(BLOCKS[name], _mapping(name, raw, mistakes), (name,), mistakes)
 
 
 def _block_and_call(
-    name: str, key: str, registry: Registry, raw: Mapping[str, Any], mistakes: _Mistakes
+    name: str, key: str, registry: Registry, raw: Mapping[str, Any], mistakes: Mistakes, default: str | None = None
 ) -> tuple[Any, Call | None]:
     """A block whose own `key` names a registered function, and whose other keys are that function's settings."""
     values = _mapping(name, raw, mistakes)
     own = BLOCKS[name].model_fields
     block = _checked(BLOCKS[name], {k: v for k, v in values.items() if k in own}, (name,), mistakes)
-    function = values.get(key, own[key].default)
+    function = values.get(key) or default
     rest = {k: v for k, v in values.items() if k not in own}
     if not isinstance(function, str):
         return block, None
     return block, _bound(registry, function, rest, (name,), mistakes, (name, key), siblings=list(own))
 
 
-def _mapping(name: str, raw: Mapping[str, Any], mistakes: _Mistakes) -> dict[str, Any]:
+def _mapping(name: str, raw: Mapping[str, Any], mistakes: Mistakes) -> dict[str, Any]:
     values = raw.get(name)
     if values is None:
         values = {}
@@ -298,7 +317,7 @@ def _mapping(name: str, raw: Mapping[str, Any], mistakes: _Mistakes) -> dict[str
     return {str(key): value for key, value in values.items()}
 
 
-def _checked(model: type[BaseModel], values: Mapping[str, Any], path: Path_, mistakes: _Mistakes) -> Any:
+def _checked(model: type[BaseModel], values: Mapping[str, Any], path: Path_, mistakes: Mistakes) -> Any:
     try:
         return model(**values)
     except ValidationError as error:
@@ -306,7 +325,7 @@ def _checked(model: type[BaseModel], values: Mapping[str, Any], path: Path_, mis
         return None
 
 
-def _call(registry: Registry, value: Any, path: Path_, mistakes: _Mistakes) -> Call | None:
+def _call(registry: Registry, value: Any, path: Path_, mistakes: Mistakes) -> Call | None:
     """`RMIA` or `{name: RMIA, gamma: 2.0}`."""
     if isinstance(value, str):
         return _bound(registry, value, {}, path, mistakes, path)
@@ -322,7 +341,7 @@ def _bound(
     name: str,
     given: dict[str, Any],
     path: Path_,
-    mistakes: _Mistakes,
+    mistakes: Mistakes,
     name_path: Path_,
     siblings: list[str] | None = None,
 ) -> Call | None:
@@ -335,11 +354,19 @@ def _bound(
     except ValidationError as error:
         mistakes.validation(path, error, [*registry.schema(known).model_fields, *(siblings or [])])
         return None
+    if foreign := registry.fact(known, "foreign"):  # settings that a library knows, e.g. an estimator's own
+        own = registry.schema(known).model_fields
+        wrong = foreign(name, {key: value for key, value in given.items() if key not in own})
+        mistakes.extend(((*path, key) if key else name_path, message) for key, message in wrong)
     return Call(name if known.endswith("/*") else known, settings, given)
 
 
-def _attacks(audit: Audit, mistakes: _Mistakes) -> tuple[Call, ...]:
-    """The attacks asked for, each with enough references, no two the same."""
+def _attacks(audit: Audit, origin: Call, mistakes: Mistakes) -> tuple[Call, ...]:
+    """The attacks asked for, no two the same; where models are trained, each with enough references."""
+    if audit.algorithm is None or "algorithm" in _fact(origin, "idle", ()):
+        if _fact(origin, "needs_algorithm", True):
+            mistakes.append((("audit", "algorithm"), "missing, and has no default"))
+        return ()
     items = audit.algorithm if isinstance(audit.algorithm, list) else [audit.algorithm]
     here: Path_ = ("audit", "algorithm")
     if not items:
@@ -353,7 +380,8 @@ def _attacks(audit: Audit, mistakes: _Mistakes) -> tuple[Call, ...]:
         if call.label in calls:
             mistakes.append((path, f"{call.label} is listed twice"))
         calls[call.label] = call
-    if short := [call for call in calls.values() if min_pairs(call) > audit.num_ref_models]:
+    trained = origin.name == TRAINED or "train" in _fact(origin, "blocks", ())
+    if trained and (short := [call for call in calls.values() if min_pairs(call) > audit.num_ref_models]):
         needs = " and ".join(f"{call.label} needs {min_pairs(call)}" for call in short)
         mistakes.append((("audit", "num_ref_models"), f"{audit.num_ref_models} is too few: {needs}"))
     return tuple(calls.values())
@@ -363,19 +391,3 @@ def min_pairs(call: Call) -> int:
     """The least audit.num_ref_models that an attack can work with."""
     fact: int | Callable[[Mapping[str, Any]], int] = ATTACKS.fact(call.name, "min_pairs", 0)
     return fact if isinstance(fact, int) else fact(call.settings)
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    near = get_close_matches(key, known, n=2)
-    if near:
-        return f"unknown key; did you mean {' or '.join(map(repr, near))}?"
-    return f"unknown key; there are: {', '.join(sorted(known))}"
-
-
-def _dotted(path: Path_) -> str:
-    return ".".join(map(str, path))
-
-
-def _line_number(place: str) -> tuple[int, str]:
-    line = place.rpartition(":")[2]
-    return (int(line), place) if line.isdigit() else (10**9, place)

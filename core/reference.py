@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from core.config import BLOCKS
-from core.registry import ATTACKS, DATASETS, MODELS, MODULES, TRAINERS, Registry
+from core.registry import ATTACKS, DATASETS, MODELS, MODULES, SOURCES, TRAINERS, Registry
 
 KINDS: dict[str, Registry] = {
     "datasets": DATASETS,
@@ -17,6 +17,7 @@ KINDS: dict[str, Registry] = {
     "trainers": TRAINERS,
     "attacks": ATTACKS,
     "modules": MODULES,
+    "sources": SOURCES,
 }
 
 

@@ -67,7 +67,8 @@ class Registry(dict[str, Callable]):
     def bind(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """All settings of `name`, checked and completed with defaults. Raises pydantic.ValidationError."""
         checked = self.schema(name)(**settings)
-        return {field: getattr(checked, field) for field in type(checked).model_fields}
+        own = {field: getattr(checked, field) for field in type(checked).model_fields}
+        return own | (checked.model_extra or {})
 
 
 @cache
@@ -80,7 +81,9 @@ def _schema(fn: Callable, name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {
         p.name: (_type(p.annotation, fn), ... if p.default is p.empty else p.default) for p in keywords
     }
-    return create_model(name, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
+    more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(fn).parameters.values())
+    extra = "allow" if more else "forbid"  # `**settings` takes what a library's own signature knows: see `foreign`
+    return create_model(name, __config__=ConfigDict(extra=extra, protected_namespaces=()), **fields)
 
 
 def _type(annotation: Any, fn: Callable) -> Any:
@@ -93,3 +96,4 @@ MODELS = Registry("model")
 TRAINERS = Registry("trainer")
 ATTACKS = Registry("attack")
 MODULES = Registry("audit module")  # blocks of a config that switch more audits on: ramia, duci, dp_audit
+SOURCES = Registry("source")  # what an audit starts from, where it does not train everything itself

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from core.errors import StaleArtefact, UserError
+from core.loading import read_json as read_json
 
 FORMAT = 1  # raise it when the same settings come to mean other bytes
 
@@ -56,14 +57,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     write_atomic(path, lambda file: np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False))
-
-
-def read_json(path: Path) -> Any:
-    """The parsed file. Raises UserError, naming the file, where it is not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): restore it or delete it") from None
 
 
 def digest(*parts: Any) -> str:

@@ -17,7 +17,7 @@ so log p is the mean token log-likelihood, and every attack on labels is an atta
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -228,16 +228,20 @@ class Evidence:
 class Plan:
     """Which models there are, who trained on what, and who is whose reference.
 
-    Models 2p and 2p + 1 are twins: they share out the pool in two halves, so that every record is IN for
-    exactly one of the two. Targets are models 0 .. T - 1.
+    Where this tool trains, models 2p and 2p + 1 are twins: they share out the pool in two halves, so that every
+    record is IN for exactly one of the two. Of models that were trained elsewhere nothing of the kind is assumed.
     """
 
     member: Bool[Array, "M D"]
-    references: tuple[tuple[int, ...], ...]  # of each target: model ids, whole pairs, never its own
+    references: tuple[tuple[int, ...], ...]  # of each target: model ids, never its own nor its twins'
+    audited: tuple[int, ...] | None = None  # the targets; models 0 .. T - 1 if None
 
     @property
-    def targets(self) -> range:
-        return range(len(self.references))
+    def targets(self) -> Sequence[int]:
+        return range(len(self.references)) if self.audited is None else self.audited
+
+    def references_of(self, target: int) -> tuple[int, ...]:
+        return self.references[self.targets.index(target)]
 
     @property
     def models(self) -> tuple[int, ...]:

@@ -7,15 +7,14 @@ only arrays of bytes.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from core.errors import UserError
+from core.loading import ARRAYS, Inert, read_bytes, unpickle, unpickled_array
 from core.registry import DATASETS
 from core.rundir import write_atomic
 from core.types import AuditData, Records
@@ -113,49 +112,20 @@ def read_batch(path: Path, labels: bytes, num_classes: int) -> tuple[np.ndarray,
     Raises UserError: the file asks for more than arrays of bytes (with the symbol it asked for), or holds
     something other than a CIFAR batch.
     """
-    with open(path, "rb") as file:
-        try:
-            batch = _Unpickler(file, encoding="bytes").load()
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        except Exception as error:  # a damaged pickle can raise anything
-            raise UserError(f"{path} is not a CIFAR batch ({error})") from None
+    batch = unpickle(read_bytes(path), dict.fromkeys(ARRAYS, Inert), str(path), encoding="bytes")
     try:
         x = _pixels(batch[b"data"])
         y = np.array(batch[labels], dtype=np.int64)
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+    except (UserError, TypeError, KeyError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a CIFAR batch ({type(error).__name__}: {error})") from None
     if y.shape != (len(x),) or (len(y) and not 0 <= y.min() <= y.max() < num_classes):
         raise UserError(f"{path}: need one label in 0 .. {num_classes - 1} for each of its {len(x)} images")
     return x, y
 
 
-class _Inert:
-    """Stands in for a numpy object of a pickle: it keeps what it is given, and does nothing."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-# numpy 2 writes the second for the first.
-ADMITTED = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows the symbols of the official files by name, and gives none of them the real thing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in ADMITTED:
-            raise UserError(f"refused: it asks for {module}.{name}, and a CIFAR batch needs {', '.join(ADMITTED)} only")
-        return _Inert
-
-
-def _pixels(array: _Inert) -> np.ndarray:
-    """The images of a pickled uint8 array: its state is (version, shape, dtype, is_fortran, bytes)."""
-    _, (count, width), dtype, fortran, content = array.state
-    if dtype.arguments[0] not in (b"u1", "u1") or fortran or width != 3 * 32 * 32:
-        raise ValueError(f"need rows of 3072 bytes, got {dtype.arguments[0]!r} of shape {(count, width)}")
-    return np.frombuffer(content, np.uint8).reshape(count, 3, 32, 32)
+def _pixels(array: Inert) -> np.ndarray:
+    """The images of a pickled uint8 array."""
+    flat = unpickled_array(array, "its data")
+    if flat.dtype != np.uint8 or flat.ndim != 2 or flat.shape[1] != 3 * 32 * 32 or not flat.flags.c_contiguous:
+        raise ValueError(f"need rows of 3072 bytes, got {flat.dtype} of shape {flat.shape}")
+    return flat.reshape(-1, 3, 32, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -51,31 +52,41 @@ def info_rmia(
     if not evidence.population.shape[1]:
         raise ValueError("InfoRMIA compares with population points, and there are none: set audit.population_size")
     chosen = evidence.signal(Signal(temperature=temperature))
-    if mode == "offline" and a is None:
-        a = rehearsed(chosen, GRID, prepare=lambda rehearsal: rehearsal, score=_log_ratio)
-        if a is None:
-            log.warning("InfoRMIA: a = %s, not tuned: rehearsing needs 2 pairs of references", UNTUNED_A)
-            a = UNTUNED_A
-        else:
-            log.info("InfoRMIA: a = %s, tuned on rehearsals", a)
+    ratios = _Ratios.of(chosen, mode == "online")
+    if a is None:
+        a = _tuned_a(chosen) if mode == "offline" else 1.0
     everyone = np.ones((len(chosen.population_references), chosen.population.shape[1]), dtype=bool)
     typical = masked_mean(chosen.population_references, everyone, probability_of)
-    if mode == "online":
-        a_x = None
-    else:
-        a_x = a
-        typical = _line(typical, a or 0.0)
-    return _log_ratio(chosen, a_x) + _divergence(typical, probability_of(chosen.population))
+    return ratios.log(a) + _divergence(_line(typical, a), probability_of(chosen.population))
 
 
-def _log_ratio(evidence: Evidence, a: float | None) -> Float[Array, " N"]:
-    """log p_x - log Pr(x), offline with this `a`, online with None."""
-    out = masked_mean(evidence.references, ~evidence.trained_on, probability_of)
+@dataclass(frozen=True)
+class _Ratios:
+    """What the log ratio needs and `a` does not change."""
+
+    x: Float[Array, "Q N"]
+    out: Float[Array, "Q N"]
+    inside: Float[Array, "Q N"] | None  # online
+
+    @classmethod
+    def of(cls, evidence: Evidence, online: bool) -> _Ratios:
+        out = masked_mean(evidence.references, ~evidence.trained_on, probability_of)
+        inside = masked_mean(evidence.references, evidence.trained_on, probability_of) if online else None
+        return cls(probability_of(evidence.target), out, inside)
+
+    def log(self, a: float) -> Float[Array, " N"]:
+        """log p_x - log Pr(x), mean over queries."""
+        typical = _line(self.out, a) if self.inside is None else (self.inside + self.out) / 2
+        return (np.log(self.x) - np.log(typical)).mean(axis=0)
+
+
+def _tuned_a(evidence: Evidence) -> float:
+    a = rehearsed(evidence, GRID, prepare=lambda e: _Ratios.of(e, False), score=lambda ratios, a: ratios.log(a))
     if a is None:
-        typical = (masked_mean(evidence.references, evidence.trained_on, probability_of) + out) / 2
-    else:
-        typical = _line(out, a)
-    return (np.log(probability_of(evidence.target)) - np.log(typical)).mean(axis=0)
+        log.warning("InfoRMIA: a = %s, not tuned: rehearsing needs 2 pairs of references", UNTUNED_A)
+        return UNTUNED_A
+    log.info("InfoRMIA: a = %s, tuned on rehearsals", a)
+    return a
 
 
 def _line(out: Float[Array, "Q n"], a: float) -> Float[Array, "Q n"]:
