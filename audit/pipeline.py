@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from audit import text_signals
 from audit.results import AttackResult, AuditResult, Section, TargetResult
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
@@ -111,11 +112,28 @@ def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tup
 def prepared(config: Config) -> Session:
     """The session of a run, after every check that needs the data. Raises UserError; writes nothing."""
     session = prepare(config)
+    _check_attacks(session)
     _check_model(session)
     for call in config.modules:
         if check_module := MODULES.fact(call.name, "check"):
             check_module(session, **call.settings)
     return session
+
+
+def _check_attacks(session: Session) -> None:
+    """Whether these data are what each attack reads, and can give the signals that it asks for."""
+    config = session.config
+    for call in config.attacks:
+        needs = ATTACKS.fact(call.name, "needs")
+        if needs == "text" and not session.data.is_text:
+            others = ", ".join(name for name in ATTACKS if ATTACKS.fact(name, "needs") != "text")
+            raise config.error(
+                "audit.algorithm",
+                f"{call.name} reads the tokens of texts, and the records audited are none: choose of {others}",
+            )
+        if needs == "labels" and session.data.is_text:
+            raise config.error("audit.algorithm", f"{call.name} reads class labels, and texts have none")
+    text_signals.check(session, signals_of(config.attacks))
 
 
 def _check_model(session: Session) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from audit import text_signals
 from audit.session import Session
 from audit.training import facts, load_model
 from core import rundir
@@ -52,9 +53,15 @@ def missing_signals(session: Session) -> dict[int, list[Wanted]]:
         for where in ("points", "population"):
             for signal in signals_of(session.config.attacks):
                 wanted = Wanted(model, where, signal)
-                if not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
+                if asked(session, wanted) and not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
                     missing.setdefault(model, []).append(wanted)
     return missing
+
+
+def asked(session: Session, wanted: Wanted) -> bool:
+    """Whether there is such a file: not every signal is of the population, or of references."""
+    of_set = wanted.where == "points" or wanted.signal.of_population
+    return of_set and text_signals.asked(session, wanted.model, wanted.signal)
 
 
 def path_of(session: Session, wanted: Wanted) -> Path:
@@ -72,6 +79,7 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         "indices (sha256)": rundir.digest(_records(session, wanted.where)),
         "audit.queries": session.config.audit.queries,
         "signal": wanted.signal.name,
+        **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
     }
 
 
@@ -81,7 +89,6 @@ def _records(session: Session, where: Where) -> np.ndarray:
 
 def compute_missing(session: Session, device: torch.device) -> None:
     """Query every model that was not asked yet: one forward pass a query gives all its signals."""
-    from trainers.evaluate import signals
     from trainers.resident import Resident
 
     missing = missing_signals(session)
@@ -94,18 +101,12 @@ def compute_missing(session: Session, device: torch.device) -> None:
         "population": Resident.of(data.population, data.mean, data.std, device),
     }
     start = time.perf_counter()
+    text_signals.make_neighbours(session, signals_of(session.config.attacks), device)
     for model, files in progress(list(missing.items()), "querying models"):
         network = load_model(session, model, device)
         for where in dict.fromkeys(wanted.where for wanted in files):
             of_set = [wanted for wanted in files if wanted.where == where]
-            columns = signals(
-                network,
-                resident[where],
-                _records(session, where),
-                wanted=[wanted.signal for wanted in of_set],
-                batch_size=session.config.audit.batch_size,
-                queries=session.config.audit.queries,
-            )
+            columns = _columns(session, network, resident[where], of_set, device)
             for wanted, column in zip(of_set, columns, strict=True):
                 if not np.isfinite(column).all():
                     bad = int((~np.isfinite(column)).sum())
@@ -118,28 +119,51 @@ def compute_missing(session: Session, device: torch.device) -> None:
     log.info("signals: %d models asked about %d points in %.1f s", len(missing), len(session.points), seconds)
 
 
+def _columns(
+    session: Session, network: torch.nn.Module, resident: Any, files: Sequence[Wanted], device: torch.device
+) -> Sequence[np.ndarray]:
+    """What a model says of one point set, in the signals of these files."""
+    from trainers.evaluate import signals
+
+    audit, records = session.config.audit, _records(session, files[0].where)
+    wanted = [file.signal for file in files]
+    if session.data.is_text:
+        load = lambda model: load_model(session, model, device)  # noqa: E731
+        found = text_signals.columns(session, network, resident, records, wanted, model=files[0].model, load=load)
+        return [found[signal] for signal in wanted]
+    options = {"batch_size": audit.batch_size, "queries": audit.queries}
+    return list(signals(network, resident, records, wanted=wanted, **options))
+
+
 def evidence(session: Session, target: int) -> Evidence:
     """What an attacker may see of `target`: read from the signal files, the target's own membership left out."""
     first, *others = signals_of(session.config.attacks)
     also = {signal.name: _evidence(session, target, signal) for signal in others}
-    return _evidence(session, target, first, also)
+    seen = _evidence(session, target, first, also)
+    return replace(seen, text=text_signals.text(session)) if session.data.is_text else seen
 
 
 def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evidence] | None = None) -> Evidence:
     references = session.plan.references_of(target)
     read = lambda model, where: np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)  # noqa: E731
+    own = read(target, "points")
+    silent = np.empty((session.config.audit.queries, 0), np.float32)
+    population = read(target, "population") if signal.of_population else silent
+    trained_on = session.plan.member[np.array(references, dtype=int)][:, session.points]
 
-    def stack(where: Where) -> np.ndarray:
-        table = np.empty((len(references), session.config.audit.queries, len(_records(session, where))), np.float32)
+    def stack(where: Where, shape: tuple[int, ...]) -> np.ndarray:
+        if signal.kind == "token_divergence" or not (where == "points" or signal.of_population):
+            return np.broadcast_to(np.float32(np.nan), (len(references), *shape))  # takes no memory
+        table = np.empty((len(references), *shape), np.float32)
         for row, model in enumerate(references):
             table[row] = read(model, where)
         return table
 
     return Evidence(
-        target=read(target, "points"),
-        references=stack("points"),
-        trained_on=session.plan.member[np.array(references, dtype=int)][:, session.points],
-        population=read(target, "population"),
-        population_references=stack("population"),
+        target=own,
+        references=stack("points", own.shape),
+        trained_on=trained_on[:, text_signals.Layout.of(session).record] if signal.per_token else trained_on,
+        population=population,
+        population_references=stack("population", population.shape),
         also=also or {},
     )
