@@ -182,7 +182,7 @@ def unequal_variances(shift: float, in_std: float, radius: Float[Array, " k"]) -
 
 def text_world(
     seed: int = 0,
-    n_points: int = 1500,
+    n_points: int = 1000,
     pairs: int = 2,
     *,
     shift: float = 1.0,
