@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -29,17 +28,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return arguments_
 
 
-def load_plugin(file: Path) -> None:
-    """Run a user's Python file, which registers its own datasets, models, trainers or attacks."""
-    if not file.is_file():
-        raise UserError(f"--plugin {file}: there is no such file")
-    spec = importlib.util.spec_from_file_location(f"plugin.{file.stem}", file)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     import audit  # noqa: F401  (these fill the registries; none imports torch)
@@ -47,12 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     import models  # noqa: F401
     import modules.mia  # noqa: F401
     import trainers  # noqa: F401
-    from core import config, log, reference
+    from core import config, log, plugins, reference
 
     log.setup()
     try:
         for file in options.plugin:
-            load_plugin(file)
+            plugins.load(file)
         if options.list:
             print(reference.listing(options.list))
             return 0
@@ -68,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # the machine's: a full disk, a folder that may not be read
+        print(f"{error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept, the same command continues", file=sys.stderr)

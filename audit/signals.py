@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 from audit import text_signals
 from audit.session import Session
 from audit.training import facts, load_model
+from audit.workers import Lost, run_units
 from core import rundir
 from core.config import Call
 from core.errors import UserError
@@ -89,34 +91,48 @@ def _records(session: Session, where: Where) -> np.ndarray:
 
 def compute_missing(session: Session, device: torch.device) -> None:
     """Query every model that was not asked yet: one forward pass a query gives all its signals."""
-    from trainers.resident import Resident
-
     missing = missing_signals(session)
     if not missing:
         log.info("signals: all there")
         return
+    start = time.perf_counter()
+    text_signals.make_neighbours(session, signals_of(session.config.attacks), device)
+    units = run_units(list(missing.values()), partial(_asker, session), device, session.config.run.workers)
+    for files, failure in progress(units, "querying models", total=len(missing)):
+        if isinstance(failure, Lost):
+            raise UserError(f"model {files[0].model} could not be asked: {failure.reason}")
+    seconds = time.perf_counter() - start
+    log.info("signals: %d models asked about %d points in %.1f s", len(missing), len(session.points), seconds)
+
+
+def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], None]:
+    """What asks a model and writes the answers: the data are put on the device once, for all models."""
+    from trainers.resident import Resident
+
     data = session.data
     resident = {
         "points": Resident.of(data.pool, data.mean, data.std, device),
         "population": Resident.of(data.population, data.mean, data.std, device),
     }
-    start = time.perf_counter()
-    text_signals.make_neighbours(session, signals_of(session.config.attacks), device)
-    for model, files in progress(list(missing.items()), "querying models"):
-        network = load_model(session, model, device)
-        for where in dict.fromkeys(wanted.where for wanted in files):
-            of_set = [wanted for wanted in files if wanted.where == where]
-            columns = _columns(session, network, resident[where], of_set, device)
-            for wanted, column in zip(of_set, columns, strict=True):
-                if not np.isfinite(column).all():
-                    bad = int((~np.isfinite(column)).sum())
-                    raise UserError(
-                        f"model {model} gives {bad} non-finite signals ({wanted.signal.name}): it did not train"
-                    )
-                write = lambda file, column=column: np.lib.format.write_array(file, column, allow_pickle=False)  # noqa: E731
-                rundir.make(path_of(session, wanted), stamp(session, wanted), write)
-    seconds = time.perf_counter() - start
-    log.info("signals: %d models asked about %d points in %.1f s", len(missing), len(session.points), seconds)
+    return partial(_ask, session, resident, device)
+
+
+def _ask(session: Session, resident: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:
+    """Ask one model for all of its `files`, and write them."""
+    network = load_model(session, files[0].model, device)
+    for where in dict.fromkeys(wanted.where for wanted in files):
+        of_set = [wanted for wanted in files if wanted.where == where]
+        columns = _columns(session, network, resident[where], of_set, device)
+        for wanted, column in zip(of_set, columns, strict=True):
+            _write(session, wanted, column)
+
+
+def _write(session: Session, wanted: Wanted, column: np.ndarray) -> None:
+    if not np.isfinite(column).all():
+        bad = int((~np.isfinite(column)).sum())
+        raise UserError(f"model {wanted.model} gives {bad} non-finite signals ({wanted.signal.name}): it did not train")
+    write = lambda file: np.lib.format.write_array(file, column, allow_pickle=False)  # noqa: E731
+    rundir.make(path_of(session, wanted), stamp(session, wanted), write)
 
 
 def _columns(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from audit.session import Session
+from audit.workers import Lost, run_units
 from core import rundir
 from core.errors import StaleArtefact, UserError
 from core.log import progress
@@ -43,9 +45,10 @@ def missing_models(session: Session) -> list[int]:
 
 
 def train_missing(session: Session, device: torch.device) -> None:
-    """Train every planned model that is not there yet, and keep models_metadata.json true after each stack."""
-    from trainers.resident import Resident
+    """Train every planned model that is not there yet, and keep models_metadata.json true after each stack.
 
+    A model that cannot be trained is reported by its number in one UserError at the end; the others are kept.
+    """
     missing = missing_models(session)
     _write_memberships(session)
     write_metadata(session)
@@ -53,21 +56,87 @@ def train_missing(session: Session, device: torch.device) -> None:
         log.info("models: all %d are there", len(session.plan.models))
         return
     log.info("models: %d to train, %d there", len(missing), len(session.plan.models) - len(missing))
+    stacks = stacks_of(session, missing, device)
+    units = run_units(
+        stacks, partial(_trainer, session), device, session.config.run.workers, at_least=_at_least(session, missing)
+    )
+    failed: dict[int, str] = {}
+    for stack, failures in progress(units, "training models", total=len(stacks)):
+        lost = isinstance(failures, Lost)
+        failed |= dict.fromkeys(stack, failures.reason) if lost else failures
+        write_metadata(session)
+    if failed:
+        raise UserError(_report(failed, len(missing)))
+
+
+def _report(failed: Mapping[int, str], tried: int) -> str:
+    numbers: dict[str, list[int]] = {}
+    for model, why in sorted(failed.items()):
+        numbers.setdefault(why, []).append(model)
+    reasons = "; ".join(f"models {', '.join(map(str, models))}: {why}" for why, models in numbers.items())
+    return f"{len(failed)} of {tried} models could not be trained, the others are kept. {reasons}"
+
+
+def stacks_of(session: Session, models: list[int], device: torch.device) -> list[list[int]]:
+    """The models in the stacks that they are trained in: what a crash can lose at most."""
+    width = TRAINERS.fact(session.config.trainer.name, "stack", 1)
+    return [models[i : i + width] for i in range(0, len(models), width)]
+
+
+def _at_least(session: Session, models: list[int]) -> float:
+    """Seconds that training these takes at least, where the settings tell: 0.1 ms a step."""
+    settings = session.config.trainer.settings
+    epochs, batch_size = settings.get("epochs", 0), settings.get("batch_size", 0)
+    if not (epochs and batch_size):
+        return 0.0
+    return 1e-4 * float(epochs) * session.plan.member[models].sum() / batch_size
+
+
+def _trainer(session: Session, device: torch.device) -> Callable[[list[int]], dict[int, str]]:
+    """What trains a stack and writes its models: the data are put on the device once, for all stacks."""
+    from trainers.resident import Resident
+
     data = session.data
     pool = Resident.of(data.pool, data.mean, data.std, device)
     population = Resident.of(data.population, data.mean, data.std, device)
-    width = TRAINERS.fact(session.config.trainer.name, "stack", 1)
-    stacks = [missing[i : i + width] for i in range(0, len(missing), width)]
-    for stack in progress(stacks, "training models"):
+    return partial(_train_or_explain, session, pool=pool, population=population)
+
+
+def _train_or_explain(session: Session, stack: list[int], *, pool: Any, population: Any) -> dict[int, str]:
+    """Train the stack. Returns why, for each model that failed.
+
+    Where a stack fails, its models are trained one by one, to the same bytes: those fail that have a reason to.
+    """
+    try:
         _train_stack(session, stack, pool, population)
-        write_metadata(session)
+        return {}
+    except (UserError, MemoryError, RuntimeError) as error:
+        if isinstance(error, StaleArtefact) or not (why := _excuse(error)):
+            raise
+    if len(stack) == 1:
+        log.warning("model %4d  %s", stack[0], why)
+        return {stack[0]: why}
+    log.warning("models %s: %s; now one by one", ", ".join(map(str, stack)), why)
+    failed: dict[int, str] = {}
+    for model in stack:
+        failed |= _train_or_explain(session, [model], pool=pool, population=population)
+    return failed
+
+
+def _excuse(error: Exception) -> str:
+    """Why a model could not be trained, if that is a reason to go on with the others; "" for a mistake of ours."""
+    import torch
+
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return "out of memory: lower train.batch_size or run.workers"
+    return ""
 
 
 def _train_stack(session: Session, stack: list[int], pool: Any, population: Any) -> None:
-    from safetensors.torch import save
-
     import models
-    from trainers.evaluate import accuracy_and_loss
 
     config = session.config
     shape, classes = session.data.input_shape, session.data.num_classes
@@ -78,34 +147,41 @@ def _train_stack(session: Session, stack: list[int], pool: Any, population: Any)
     members = session.plan.member[stack]
     start = time.perf_counter()
     streams = [session.stream("train", m) for m in stack]
-    try:
-        trained = TRAINERS[config.trainer.name](fresh, pool, members, streams, **config.trainer.settings)
-    except UserError as error:
-        raise UserError(f"models {', '.join(map(str, stack))}: {error}") from None
+    trained = TRAINERS[config.trainer.name](fresh, pool, members, streams, **config.trainer.settings)
     seconds = (time.perf_counter() - start) / len(stack)
-    of_trainer = TRAINERS.fact(config.trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
-    for number, model, member in zip(stack, trained, members, strict=True):
-        train_acc, train_loss = accuracy_and_loss(model, pool, np.flatnonzero(member), config.audit.batch_size)
-        test_acc, test_loss = accuracy_and_loss(model, population, None, config.audit.batch_size)
-        weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
-        rundir.make(
-            weights_path(session, number),
-            stamp(session, number),
-            lambda file, weights=weights: file.write(weights),
-            sha256=rundir.digest(weights),
-            num_train=int(member.sum()),
-            train_acc=train_acc,
-            test_acc=test_acc,
-            train_loss=train_loss,
-            test_loss=test_loss,
-            seconds=round(seconds, 3),
-            device=str(pool.x.device),
-            **of_trainer(config.trainer.settings, int(member.sum())),
-        )
-        log.info(
-            "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",
-            *(number, train_acc, test_acc, train_loss, test_loss, seconds),
-        )
+    for number, model in zip(stack, trained, strict=True):
+        _write(session, number, model, seconds, pool, population)
+
+
+def _write(session: Session, number: int, model: torch.nn.Module, seconds: float, pool: Any, population: Any) -> None:
+    """The model's file and stamp, with what it is good for as facts."""
+    from safetensors.torch import save
+
+    from trainers.evaluate import accuracy_and_loss
+
+    trainer, member = session.config.trainer, session.plan.member[number]
+    train_acc, train_loss = accuracy_and_loss(model, pool, np.flatnonzero(member), session.config.audit.batch_size)
+    test_acc, test_loss = accuracy_and_loss(model, population, None, session.config.audit.batch_size)
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    of_trainer = TRAINERS.fact(trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
+    rundir.make(
+        weights_path(session, number),
+        stamp(session, number),
+        lambda file: file.write(weights),
+        sha256=rundir.digest(weights),
+        num_train=int(member.sum()),
+        train_acc=train_acc,
+        test_acc=test_acc,
+        train_loss=train_loss,
+        test_loss=test_loss,
+        seconds=round(seconds, 3),
+        device=str(pool.x.device),
+        **of_trainer(trainer.settings, int(member.sum())),
+    )
+    log.info(
+        "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",
+        *(number, train_acc, test_acc, train_loss, test_loss, seconds),
+    )
 
 
 def load_model(session: Session, model: int, device: torch.device) -> torch.nn.Module:

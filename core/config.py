@@ -32,7 +32,13 @@ class Run(Block):
     log_dir: Path = Field(description="where everything this run makes is kept, and found again")
     random_seed: NonNegativeInt = Field(1234, description="every draw is a function of this seed and the draw's name")
     num_experiments: PositiveInt = Field(1, description="how many target models are trained and audited")
-    threads: PositiveInt = Field(1, description="CPU threads; results are bit for bit the same for the same number")
+    threads: PositiveInt = Field(
+        1, description="CPU threads of each process; results are bit for bit the same for the same number"
+    )
+    workers: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="processes that train and query models, to the same bytes; auto: one for each GPU or free core",
+    )
     time_log: bool = Field(True, description="write report/log_time_analysis.log, the seconds of each stage")
 
 

@@ -73,7 +73,7 @@ def quiet(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def progress(items: Iterable[T], what: str) -> Iterator[T]:
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """`items`, with a bar and an ETA where stderr is a terminal, and nothing where it is not."""
     global _console
     if not sys.stderr.isatty() or _console is not None:
@@ -87,6 +87,6 @@ def progress(items: Iterable[T], what: str) -> Iterator[T]:
     with Progress(*columns, console=console, transient=True) as bar:
         _console = console
         try:
-            yield from bar.track(items, description=what, total=len(items) if isinstance(items, Sized) else None)
+            yield from bar.track(items, description=what, total=len(items) if isinstance(items, Sized) else total)
         finally:
             _console = None

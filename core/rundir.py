@@ -7,38 +7,78 @@ be killed at any moment, and what is found later is either complete and known, o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
+import re
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from core.errors import StaleArtefact, UserError
 from core.loading import read_json as read_json
 
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE = 5.0  # seconds
 FORMAT = 1  # raise it when the same settings come to mean other bytes
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call `write(file)` on a temporary neighbour of `path`, flush it to disk, and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    """Call `write(file)` on a temporary neighbour of `path`, flush it to disk, and rename it into place.
+
+    Raises UserError, naming the file, where the disk is full or does not let us; what was there before is there still.
+    """
+    name = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        _remove(name)
+        raise unwritable(path, error) from None
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        _remove(name)
         raise
+
+
+def _remove(name: str | None) -> None:
+    if name is not None:
+        with suppress(OSError):
+            os.unlink(name)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name survives a power cut, too: what is written later never outlives what was written before it."""
+    with suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The message for a file that cannot be written."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path} cannot be written ({reason}): free some space; the same command then continues")
+    return UserError(f"{path} cannot be written ({reason}): mend that, or choose another run.log_dir")
 
 
 def _umask() -> int:
@@ -108,8 +148,10 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
 
 def make(path: Path, settings: Mapping[str, Any], write: Callable[[BinaryIO], Any], **facts: Any) -> None:
     """Write an artefact, then its stamp. `facts` are measured, not set: accuracies, seconds, digests."""
-    with suppress(FileNotFoundError):
-        stamp_of(path).unlink()  # from here until the new stamp is written, the artefact is unfinished
+    try:
+        stamp_of(path).unlink(missing_ok=True)  # from here until the new stamp is written, the artefact is unfinished
+    except OSError as error:
+        raise unwritable(stamp_of(path), error) from None
     write_atomic(path, write)
     stamp = {"settings": {**settings, "artefact format": FORMAT}, "bytes": path.stat().st_size, "facts": facts}
     write_json(stamp_of(path), stamp)
@@ -128,15 +170,98 @@ def _show(settings: Mapping[str, Any], key: str) -> str:
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 
+TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # of write_atomic
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one process. Raises UserError if another has it; a killed process frees it."""
+    """Hold `folder` for one process: the operating system's lock on `.lock`, which notes who holds it.
+
+    The system frees it however the process ends; the workers of one that was killed hold it for the moment that
+    they take to end, too. What a killed process left half-written is cleared away.
+    Raises UserError if another process holds it, with its number, machine and time.
+    """
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")  # noqa: SIM115 (it is closed below, and "w" would erase the other's name)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    with file:
+        file.seek(0)
+        note = file.read()
+        patience = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if _is_alive(note) or time.monotonic() > patience:
+                    way_out = "wait for it, or choose another run.log_dir"
+                    raise UserError(f"{folder} is in use by {_who(note)}: {way_out}") from None
+                time.sleep(0.05)
+            except OSError as error:  # some network file systems know no locks: the note has to do
+                if _is_alive(note):
+                    way_out = f"wait for it, or delete {path} if it is not so"
+                    raise UserError(f"{folder} is in use by {_who(note)}: {way_out}") from None
+                log.warning("%s cannot be locked (%s): start no second run here", folder, error.strerror)
+                break
+        if note:
+            log.info("%s: %s did not come to its end; this run continues", folder, _who(note))
+            _clear(folder)
+        _note(file, {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is in use by another run: wait for it, or choose another run.log_dir") from None
-        yield
+            yield
+        finally:
+            _note(file, None)
+
+
+def _note(file: TextIO, holder: Mapping[str, Any] | None) -> None:
+    with suppress(OSError):  # it serves messages only; a full disk stops the run elsewhere
+        file.truncate(0)
+        file.write(json.dumps(holder) if holder else "")
+        file.flush()
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _holder(note: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        holder = json.loads(note)
+        if isinstance(holder, dict) and isinstance(holder.get("pid"), int):
+            return holder
+    return {}
+
+
+def _who(note: str) -> str:
+    """`process 4711 on thishost, since 2026-05-04T10:00:00+02:00`."""
+    holder = _holder(note)
+    if not holder:
+        return "another run"
+    return f"process {holder['pid']} on {holder.get('host')}, since {holder.get('since')}"
+
+
+def _is_alive(note: str) -> bool:
+    """Whether the process of a note may be running: on another machine, nobody knows, so it may."""
+    holder = _holder(note)
+    if not holder or holder.get("host") != socket.gethostname():
+        return bool(holder)
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return holder["pid"] != os.getpid()
+
+
+def _clear(folder: Path) -> None:
+    """Delete the temporary files of a process that was killed."""
+    for path in folder.rglob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()

@@ -1,6 +1,8 @@
 """Artefacts are whole or absent, and never of other settings."""
 
+import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +58,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_litter(tmp_path):
         file.write(b"new")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"a\.txt cannot be written \(disk full\)"):
         rundir.write_atomic(path, fail)
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
@@ -94,18 +96,98 @@ def test_digest_tells_dtype_shape_and_boundaries():
     assert rundir.digest(np.asfortranarray(a.reshape(2, 3))) == rundir.digest(a.reshape(2, 3))
 
 
-def test_a_folder_in_use_is_refused_and_freed_by_death(tmp_path):
-    hold = "import sys, time; from core import rundir; from pathlib import Path\n"
-    hold += "with rundir.lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from core import rundir; from pathlib import Path\n"
+HOLD += "with rundir.lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds the lock of tmp_path."""
     root = Path(__file__).resolve().parents[2]
-    other = subprocess.Popen([sys.executable, "-c", hold, tmp_path], cwd=root, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], cwd=root, stdout=subprocess.PIPE, text=True)
     try:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="in use by another run"), rundir.lock(tmp_path):
-            pass
+        assert process.stdout.readline() == "held\n"
+        yield process
     finally:
-        other.kill()
-        other.wait()
-        other.stdout.close()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_folder_in_use_is_refused_with_who_holds_it_and_freed_by_death(tmp_path, other, caplog):
+    held_by = rf"in use by process {other.pid} on {socket.gethostname()}, since 20\d\d-\d\d-\d\dT\d\d:"
+    with pytest.raises(UserError, match=held_by), rundir.lock(tmp_path):
+        pass
+    litter, kept = tmp_path / "models/.model_0.pt.abc_1234.tmp", tmp_path / ".mine.tmp"
+    litter.parent.mkdir()
+    for path in (litter, kept):
+        path.write_bytes(b"half")
+    other.kill()
+    other.wait()
+    with caplog.at_level("INFO"), rundir.lock(tmp_path):
+        assert f"process {other.pid} on" in caplog.text and "did not come to its end" in caplog.text
+    assert not litter.exists() and kept.exists()
+    caplog.clear()
+    with caplog.at_level("INFO"), rundir.lock(tmp_path):
+        assert caplog.text == ""
+
+
+def test_where_nothing_can_be_locked_the_note_decides(tmp_path, other, monkeypatch, caplog):
+    import fcntl
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(UserError, match=f"in use by process {other.pid}"), rundir.lock(tmp_path):
+        pass
+    other.kill()
+    other.wait()
     with rundir.lock(tmp_path):
+        assert "cannot be locked (No locks available): start no second run here" in caplog.text
+    (tmp_path / ".lock").write_text('{"pid": 1, "host": "elsewhere", "since": "today"}')
+    with pytest.raises(UserError, match="in use by process 1 on elsewhere"), rundir.lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"pid": "x"}', '{"pid": -99999999999999999999}', "\0"])
+def test_whatever_a_free_lock_says_it_is_free(tmp_path, note):
+    (tmp_path / ".lock").write_text(note)
+    with rundir.lock(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "message"),
+    [
+        ("mkstemp", errno.EACCES, "choose another run.log_dir"),
+        ("mkstemp", errno.EROFS, "choose another run.log_dir"),
+        ("fsync", errno.ENOSPC, "free some space; the same command then continues"),
+        ("replace", errno.ENOSPC, "free some space"),
+        ("replace", errno.EIO, "choose another run.log_dir"),
+    ],
+)
+def test_a_disk_that_refuses_is_named_and_nothing_is_half_written(tmp_path, monkeypatch, call, number, message):
+    path = tmp_path / "a.bin"
+    make(path, {"n": 1}, b"old")
+    before = {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)}
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(rundir.tempfile if call == "mkstemp" else rundir.os, call, refuse)
+    with pytest.raises(UserError, match=rf"b\.bin cannot be written \({os.strerror(number)}\): .*{message}"):
+        make(tmp_path / "b.bin", {})
+    assert {file: (tmp_path / file).read_bytes() for file in os.listdir(tmp_path)} == before
+    with pytest.raises(UserError, match=r"a\.bin cannot be written"):
+        make(path, {"n": 2}, b"new")
+    assert path.read_bytes() == b"old" and not rundir.is_made(path, {"n": 2})  # whole, and known to be unfinished
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"x\.bin cannot be written"):
+        rundir.write_text(tmp_path / "file/folder/x.bin", "")
+    with pytest.raises(UserError, match=r"\.lock cannot be written"), rundir.lock(tmp_path / "file/folder"):
         pass
