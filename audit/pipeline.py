@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from audit import text_signals
+from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Section, TargetResult
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
@@ -140,10 +141,15 @@ def _check_model(session: Session) -> None:
     import models
 
     config, data = session.config, session.data
+    name, settings = config.model.name, config.model.settings
     try:
-        models.check(config.model.name, config.model.settings, data.input_shape, data.num_classes)
+        if data.is_text:
+            models.check_text(name, settings, *data.input_shape, data.num_classes, peft_of(session))
+        else:
+            models.check(name, settings, data.input_shape, data.num_classes)
     except (ValueError, UserError) as error:
-        raise config.error("train.model_name", str(error)) from None
+        of_adapters = str(error).startswith("adapters of type")
+        raise config.error("train.peft" if of_adapters else "train.model_name", str(error)) from None
 
 
 def _result(
@@ -172,21 +178,21 @@ def _result(
 
 def check(config: Config) -> str:
     """What a run would do, and what of it is done. Raises UserError as the run would; writes nothing."""
-    import models
-
     make_reproducible(config.run.threads)
     device_of(config, "train"), device_of(config, "audit")
     session = prepared(config)
     to_train = missing_models(session)
     data, plan = session.data, session.plan
-    network = models.build(
-        config.model.name, config.model.settings, data.input_shape, data.num_classes, np.random.default_rng(0)
+    network = build(session, 0)
+    size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
+    weights = size(
+        network.parameters() if not peft_of(session) else (p for p in network.parameters() if p.requires_grad)
     )
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    base = size(network.parameters()) - weights
     points = len(session.points) + len(session.population)
     signals = 4 * points * config.audit.queries * len(signals_of(config.attacks))
     rows = max(len(references) for references in plan.references) + 1
-    memory = data.pool.x.nbytes + data.population.x.nbytes + 4 * weights + rows * signals
+    memory = data.pool.x.nbytes + data.population.x.nbytes + base + 4 * weights + rows * signals
     lines = [
         *config.warnings(),
         f"data      {config.dataset.name}: pool {len(data.pool)}, population {len(data.population)}, "

@@ -17,10 +17,11 @@ from numpy import ndarray as Array
 
 from audit.plan import choose, make_plan
 from core.config import TRAINED, Config
+from core.errors import UserError, WrongSetting
 from core.registry import DATASETS, SOURCES
 from core.rng import stream
 from core.rundir import digest
-from core.types import AuditData, Plan
+from core.types import AuditData, Plan, Records
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,14 @@ def prepare(config: Config) -> Session:
     if config.origin.name != TRAINED:
         return SOURCES.fact(config.origin.name, "session")(config, **config.origin.settings)
     assert config.data and config.dataset
-    data = DATASETS[config.dataset.name](config.data.data_dir, config.run.random_seed, **config.dataset.settings)
+    name = config.dataset.name
+    try:
+        data = DATASETS[name](
+            config.data.data_dir, config.run.random_seed, *DATASETS.rest(name), **config.dataset.settings
+        )
+        data = _tokenised(config, data) if data.is_text else data
+    except WrongSetting as error:
+        raise config.error(error.key, error.message) from None
     run, audit = config.run, config.audit
     if len(data.pool) < 4:
         raise config.error("data", f"the pool has {len(data.pool)} records: an audit needs at least 4")
@@ -65,15 +73,59 @@ def prepare(config: Config) -> Session:
                 f"audit.{key}", f"{asked} is more than the {there} records that {config.dataset.name} has"
             )
     if audit.queries > 1 and not data.is_image:
-        raise config.error("audit.queries", f"mirror and shift need images, {config.dataset.name} has features: use 1")
+        raise config.error("audit.queries", f"mirror and shift need images, {config.dataset.name} has none: use 1")
     return Session(
         config=config,
         data=data,
         plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed),
         points=choose(len(data.pool), audit.data_size, run.random_seed, "points"),
         population=choose(len(data.population), audit.population_size, run.random_seed, "population"),
-        pool_digest=digest(data.pool.x, data.pool.y, data.mean, data.std),
-        population_digest=digest(data.population.x, data.population.y, data.mean, data.std),
+        pool_digest=_digest(data, data.pool),
+        population_digest=_digest(data, data.population),
+    )
+
+
+def _digest(data: AuditData, records: Records) -> str:
+    """Of all that a model sees of these records."""
+    return digest(records.x, records.y, data.mean, data.std, *([] if records.lengths is None else [records.lengths]))
+
+
+def _tokenised(config: Config, data: AuditData) -> AuditData:
+    """The texts as tokens of the tokenizer that the config names, or else of the model's own.
+
+    A model made from scratch gets one trained on all texts, of pool and population alike: nothing in it depends on
+    who is a member of what.
+    """
+    from dataset.tokens import byte_pairs, tokenised
+    from models.language import context_of, pretrained, tokenizer_json
+
+    named = [name for name in (config.data.tokenizer, config.train.tokenizer) if name]
+    if len(set(named)) > 1:
+        raise config.error(
+            "train.tokenizer", f"{named[1]!r}, but data.tokenizer is {named[0]!r}: they are the same thing"
+        )
+    try:
+        context = context_of(config.model.name, config.model.settings)
+        source = pretrained(config.model.name)
+    except UserError as error:
+        raise config.error("train.model_name", str(error)) from None
+    if named or source:
+        try:
+            tokenizer = tokenizer_json(named[0] if named else source)
+        except UserError as error:
+            key = "data.tokenizer" if config.data.tokenizer else "train.tokenizer" if named else "train.model_name"
+            raise config.error(key, str(error)) from None
+    else:
+        texts = [*(data.pool.texts or ()), *(data.population.texts or ())]
+        tokenizer = byte_pairs(texts, config.model.settings.get("vocab_size", 1000))
+    wanted = config.data
+    return tokenised(
+        data,
+        tokenizer,
+        context=context,
+        max_length=wanted.max_length,
+        truncate=wanted.truncate,
+        cache=wanted.data_dir / "tokens",
     )
 
 
@@ -114,7 +166,7 @@ def environment(device: Any) -> dict[str, Any]:
     from trainers.loop import auto_precision
 
     packages = {}
-    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn"):
+    for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "transformers", "tokenizers", "peft"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

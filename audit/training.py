@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audit.model_files import build, from_files, to_files, weights_path
 from audit.session import Session
 from audit.workers import Lost, run_units
 from core import rundir
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-
-def weights_path(session: Session, model: int) -> Path:
-    return session.folder / "models" / f"model_{model}.safetensors"
 
 
 def stamp(session: Session, model: int) -> dict[str, Any]:
@@ -80,6 +77,7 @@ def _report(failed: Mapping[int, str], tried: int) -> str:
 def stacks_of(session: Session, models: list[int], device: torch.device) -> list[list[int]]:
     """The models in the stacks that they are trained in: what a crash can lose at most."""
     width = TRAINERS.fact(session.config.trainer.name, "stack", 1)
+    width = width(session.config.trainer.settings) if callable(width) else width
     return [models[i : i + width] for i in range(0, len(models), width)]
 
 
@@ -136,14 +134,8 @@ def _excuse(error: Exception) -> str:
 
 
 def _train_stack(session: Session, stack: list[int], pool: Any, population: Any) -> None:
-    import models
-
     config = session.config
-    shape, classes = session.data.input_shape, session.data.num_classes
-    fresh = [
-        models.build(config.model.name, config.model.settings, shape, classes, session.stream("init", m)) for m in stack
-    ]
-    fresh = [model.to(pool.x.device) for model in fresh]
+    fresh = [build(session, m).to(pool.x.device) for m in stack]
     members = session.plan.member[stack]
     start = time.perf_counter()
     streams = [session.stream("train", m) for m in stack]
@@ -155,20 +147,25 @@ def _train_stack(session: Session, stack: list[int], pool: Any, population: Any)
 
 def _write(session: Session, number: int, model: torch.nn.Module, seconds: float, pool: Any, population: Any) -> None:
     """The model's file and stamp, with what it is good for as facts."""
-    from safetensors.torch import save
-
-    from trainers.evaluate import accuracy_and_loss
+    if session.data.is_text:
+        from trainers.text import accuracy_and_loss
+    else:
+        from trainers.evaluate import accuracy_and_loss
 
     trainer, member = session.config.trainer, session.plan.member[number]
     train_acc, train_loss = accuracy_and_loss(model, pool, np.flatnonzero(member), session.config.audit.batch_size)
     test_acc, test_loss = accuracy_and_loss(model, population, None, session.config.audit.batch_size)
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    path = weights_path(session, number)
+    files, sha256 = to_files(model, path)
+    weights = files.pop(path.name)
+    for name, content in files.items():  # before the weights, which carry the stamp
+        rundir.write_atomic(path.parent / name, lambda file, content=content: file.write(content))
     of_trainer = TRAINERS.fact(trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
     rundir.make(
-        weights_path(session, number),
+        path,
         stamp(session, number),
         lambda file: file.write(weights),
-        sha256=rundir.digest(weights),
+        sha256=sha256,
         num_train=int(member.sum()),
         train_acc=train_acc,
         test_acc=test_acc,
@@ -186,17 +183,8 @@ def _write(session: Session, number: int, model: torch.nn.Module, seconds: float
 
 def load_model(session: Session, model: int, device: torch.device) -> torch.nn.Module:
     """A trained model, in eval mode. Raises UserError if its file is not the one that was written."""
-    from safetensors.torch import load
-
-    import models
-
-    path = weights_path(session, model)
-    weights = path.read_bytes()
-    if rundir.digest(weights) != facts(session, model)["sha256"]:
-        raise UserError(f"{path} was changed after it was written: restore it, or delete it to train it again")
-    config, shape, classes = session.config, session.data.input_shape, session.data.num_classes
-    network = models.build(config.model.name, config.model.settings, shape, classes, session.stream("init", model))
-    network.load_state_dict(load(weights))
+    network = build(session, model)
+    from_files(weights_path(session, model), network, facts(session, model)["sha256"])
     return network.to(device).eval()
 
 
@@ -229,7 +217,8 @@ def write_metadata(session: Session) -> None:
                 key: settings.get(key) for key in ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
             },
             "model_name": config.model.name,
-            "model_path": weights_path(session, row["id"]).name,  # beside this file, wherever the folder is moved
+            # Beside this file, wherever the folder is moved.
+            "model_path": str(weights_path(session, row["id"]).relative_to(session.folder / "models")),
             "dataset": config.dataset.name,
         }
         for row in model_rows(session)

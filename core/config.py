@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from core.errors import UserError
@@ -47,12 +48,14 @@ class Data(Block):
 
     dataset: str = Field(description="a registered dataset: `python main.py --list datasets`")
     data_dir: Path = Field(Path("data"), description="where files are looked for and downloads go")
-    tokenize: bool = Field(
-        False, description="kept from the original tool; has no effect on datasets that are not text"
-    )
+    tokenize: bool = Field(False, description="kept from the original tool: texts are always tokenised, others never")
     tokenizer: str | None = Field(
-        None, description="kept from the original tool; no effect on datasets that are not text"
+        None, description="of texts: a name of the hub or a local directory; the model's own if left out"
     )
+    max_length: Annotated[int, Ge(2)] | None = Field(
+        None, description="tokens of a text that are used; as many as the model can take if left out"
+    )
+    truncate: bool = Field(True, description="longer texts are cut off; if false, they are an error")
 
 
 class Train(Block):
@@ -60,13 +63,15 @@ class Train(Block):
 
     model_name: str | dict[str, Any] = Field(description="a registered model, or {name: …, its settings}")
     trainer: str | None = Field(
-        None, description="a registered trainer; if left out the model's own: sgd of networks, fit of scikit-learn's"
+        None,
+        description="a registered trainer; if left out the model's own: sgd of networks, transformer of language "
+        "models, fit of scikit-learn's",
     )
     device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
-    tokenizer: str | None = Field(
-        None, description="kept from the original tool; has no effect on models that are not text"
+    tokenizer: str | None = Field(None, description="the same as data.tokenizer, as in the original tool")
+    auto_find_batch_size: bool = Field(
+        False, description="halve what is computed at once until it fits; of the trainer transformer only"
     )
-    auto_find_batch_size: bool = Field(False, description="kept from the original tool; no effect on the trainer sgd")
 
 
 class Audit(Block):
@@ -161,9 +166,13 @@ class Config:
         idle = {
             "data.tokenize": self.data and self.data.tokenize,
             "data.tokenizer": self.data and self.data.tokenizer,
+            "data.max_length": self.data and self.data.max_length,
             "train.tokenizer": self.train and self.train.tokenizer,
-            "train.auto_find_batch_size": self.train and self.train.auto_find_batch_size,
         }
+        if self.dataset and DATASETS.fact(self.dataset.name, "text", False):
+            idle = {}
+        if self.train and self.trainer and "auto_find_batch_size" not in self.trainer.settings:
+            idle["train.auto_find_batch_size"] = self.train.auto_find_batch_size
         named = " and ".join(call.name for call in (self.dataset, self.model) if call)
         found = [str(self.error(key, f"has no effect on {named}")) for key, value in idle.items() if value]
         return found + [
@@ -307,9 +316,10 @@ def _block_and_call(
     own = BLOCKS[name].model_fields
     block = _checked(BLOCKS[name], {k: v for k, v in values.items() if k in own}, (name,), mistakes)
     function = values.get(key) or default
-    rest = {k: v for k, v in values.items() if k not in own}
     if not isinstance(function, str):
         return block, None
+    shared = registry.schema(function).model_fields if registry.find(function) else {}  # keys that both have
+    rest = {k: v for k, v in values.items() if k not in own or k in shared}
     return block, _bound(registry, function, rest, (name,), mistakes, (name, key), siblings=list(own))
 
 
@@ -364,7 +374,7 @@ def _bound(
         own = registry.schema(known).model_fields
         wrong = foreign(name, {key: value for key, value in given.items() if key not in own})
         mistakes.extend(((*path, key) if key else name_path, message) for key, message in wrong)
-    return Call(name if known.endswith("/*") else known, settings, given)
+    return Call(name if known.endswith("*") else known, settings, given)
 
 
 def _attacks(audit: Audit, origin: Call, mistakes: Mistakes) -> tuple[Call, ...]:

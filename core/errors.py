@@ -7,3 +7,11 @@ class UserError(Exception):
 
 class StaleArtefact(UserError):
     """A file of the run directory was made with other settings than the ones asked for now."""
+
+
+class WrongSetting(UserError):
+    """A setting that only the data, or a file, shows to be wrong. The pipeline adds the line it was written in."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key, self.message = key, message

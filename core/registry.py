@@ -38,10 +38,15 @@ class Registry(dict[str, Callable]):
         return add
 
     def find(self, name: str) -> str | None:
-        """The registered spelling of `name`, or None. `Prefix/*` entries match any name with that prefix."""
+        """The registered spelling of `name`, or None. `prefix/*` and `prefix:*` match any name with that prefix."""
         folded = name.casefold()
         exact = next((known for known in self if known.casefold() == folded), None)
-        return exact or next((k for k in self if k.endswith("/*") and folded.startswith(k[:-1].casefold())), None)
+        return exact or next((k for k in self if k.endswith("*") and folded.startswith(k[:-1].casefold())), None)
+
+    def rest(self, name: str) -> list[str]:
+        """What a `prefix*` entry matched, its further positional argument: ["resnet50"] of torchvision/resnet50."""
+        known = self.find(name) or name
+        return [name[len(known) - 1 :]] if known.endswith("*") else []
 
     def __missing__(self, name: str) -> Callable:
         if known := self.find(name):

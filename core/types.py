@@ -47,6 +47,17 @@ class Records:
     def __len__(self) -> int:
         return len(self.y)
 
+    def select(self, index: Int[Array, " m"]) -> Records:
+        """The indexed records, in that order, with all that is known of each; `ids` stay what they were before."""
+        return Records(
+            self.x[index],
+            self.y[index],
+            None if self.lengths is None else self.lengths[index],
+            None if self.texts is None else tuple(self.texts[i] for i in index.tolist()),
+            np.asarray(index) if self.ids is None else self.ids[index],
+            {name: column[index] for name, column in self.groups.items()},
+        )
+
 
 @dataclass(frozen=True)
 class AuditData:

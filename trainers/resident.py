@@ -12,13 +12,16 @@ from core.types import Records
 
 @dataclass(frozen=True)
 class Resident:
-    """Records on a device in the type they are stored in: images uint8 (n, C, H, W), features float32 (n, d)."""
+    """Records on a device in the type they are stored in: images uint8 (n, C, H, W), features float32 (n, d).
+
+    Text is token ids int32 (n, L), of which the first `lengths` are a record's own.
+    """
 
     x: torch.Tensor
     y: torch.Tensor  # int64 (n,)
     mean: torch.Tensor  # broadcasts against a batch, as does std
     std: torch.Tensor
-    lengths: torch.Tensor | None = None  # of text: int64 (n,), how many of a record's tokens are its own
+    lengths: torch.Tensor | None = None  # int64 (n,), of text
 
     @classmethod
     def of(cls, records: Records, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> Resident:
@@ -30,9 +33,9 @@ class Resident:
             x = x.contiguous(memory_format=torch.channels_last)
         trailing = (-1, 1, 1) if image else (-1,)
         constants = (torch.tensor(values, dtype=torch.float32).reshape(trailing) for values in (mean, std))
-        lengths = None if records.lengths is None else torch.tensor(records.lengths, dtype=torch.int64).to(device)
-        y = torch.tensor(records.y).to(device)
-        return cls(x.to(device), y, *(values.to(device) for values in constants), lengths)
+        lengths = None if records.lengths is None else torch.tensor(records.lengths).to(device)
+        of_all = (values.to(device) for values in constants)
+        return cls(x.to(device), torch.tensor(records.y).to(device), *of_all, lengths)
 
     def __len__(self) -> int:
         return len(self.y)

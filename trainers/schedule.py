@@ -22,7 +22,7 @@ def learning_rates(
     epochs: int,
     steps: int,
     peak: float,
-    schedule: Literal["cosine", "step", "constant"],
+    schedule: Literal["cosine", "linear", "step", "constant"],
     warmup_epochs: float = 0.0,
     *,
     milestones: Sequence[float] = (),
@@ -30,14 +30,16 @@ def learning_rates(
 ) -> Float[Array, "epochs steps"]:
     """The learning rate of every step. Its largest value is `peak`, exactly.
 
-    Step t of W = warmup_epochs * steps warm-up steps has peak * (t + 1) / W. The cosine starts at the peak
-    after that, and would be zero one step after the last. A milestone counts from the start of the training.
+    Step t of W = warmup_epochs * steps warm-up steps has peak * (t + 1) / W. The cosine, or the line, starts at the
+    peak after that, and would be zero one step after the last. A milestone counts from the start of the training.
     """
     total = epochs * steps
     warmup = round(warmup_epochs * steps)
     t = np.arange(total)
     if schedule == "cosine":
         factor = (1 + np.cos(np.pi * (t - warmup) / max(total - warmup, 1))) / 2
+    elif schedule == "linear":
+        factor = 1 - (t - warmup) / max(total - warmup, 1)
     elif schedule == "step":
         passed = (t[:, None] >= np.asarray(milestones, dtype=float) * total).sum(axis=1)
         factor = step_factor**passed

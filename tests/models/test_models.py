@@ -12,7 +12,11 @@ from core.errors import UserError
 from core.registry import MODELS
 from core.rng import stream
 
-NAMED = [name for name in MODELS if not name.endswith("/*") and MODELS[name].__module__.startswith("models.")]
+NAMED = [
+    name
+    for name in MODELS
+    if not name.endswith("*") and MODELS[name].__module__.startswith("models.") and MODELS.fact(name, "needs") != "text"
+]
 IMAGE_MODELS = [name for name in NAMED if MODELS.fact(name, "needs") == "image"]
 SMALL = [name for name in NAMED if name != "wrn28-10"]
 LIBRARY = ["torchvision/mobilenet_v3_small", "torchvision/googlenet", "timm/resnet10t"]

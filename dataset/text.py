@@ -1,0 +1,157 @@
+"""Texts: files of one's own, AG News, anything that the library `datasets` reads, and prose that is installed already.
+
+They come as they were read; `dataset.tokens.tokenised` turns them into token ids once the tokenizer is known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge, Interval
+
+from core.errors import UserError, WrongSetting
+from core.registry import DATASETS
+from core.types import AuditData
+from dataset.splits import divide
+from dataset.text_files import Table, agnews_files, read_table, records_of, resolve
+
+Fraction = Annotated[float, Interval(gt=0, lt=1)]
+
+
+@DATASETS.register("text_file", summary="texts of your own: .txt, .jsonl, .csv or .parquet", images=False, text=True)
+def text_file(
+    data_dir: Path,
+    seed: int,
+    *,
+    file: Path,
+    text_column: str = "text",
+    label_column: str | None = None,
+    id_column: str | None = None,
+    group_columns: tuple[str, ...] = (),
+    separator: str | None = None,
+    encoding: str = "utf-8",
+    population_file: Path | None = None,
+    population_fraction: Fraction = 0.25,
+) -> AuditData:
+    """The texts of a file, one a line (.txt, .jsonl) or a row (.csv, .parquet).
+
+    - file: where the texts are, from here or from data.data_dir; .txt, .jsonl, .csv, .tsv or .parquet
+    - text_column: the column or key that holds the text
+    - label_column: a column of labels, for reports
+    - id_column: what you call each record; its row, counted from 0, if left out
+    - group_columns: columns that reports may slice by
+    - separator: of a .txt, the line between two records, such as `---`; one record a line if left out
+    - encoding: of .txt, .jsonl and .csv
+    - population_file: texts that no model trains on; drawn from `file` if left out
+    - population_fraction: without a population_file, the share of the records that no model trains on
+    """
+    columns = (text_column, label_column, id_column, tuple(group_columns))
+    table = read_table(resolve(data_dir, file, "data.file"), separator, encoding)
+    if population_file is None:
+        return _divided(table, columns, seed, population_fraction)
+    other = read_table(resolve(data_dir, population_file, "data.population_file"), separator, encoding)
+    return _official(table, other, columns)
+
+
+@DATASETS.register("agnews", summary="120,000 + 7,600 short news texts of 4 kinds (download)", images=False, text=True)
+def agnews(data_dir: Path, seed: int) -> AuditData:
+    """AG News (Zhang et al. 2015) in its official split: the pool is the training set, the population the test set.
+
+    Read from data.data_dir, as the csv files of its authors, as parquet files, or as a directory that the library
+    `datasets` saved; otherwise from that library's cache, or downloaded by it.
+    """
+    found = agnews_files(data_dir)
+    if found is None:
+        from dataset.text_hub import load
+
+        where = f"{data_dir / 'agnews'}"
+        by_hand = (
+            f"Put train.csv and test.csv (class, title, description), or train.parquet and test.parquet (text, label), "
+            f"or a directory saved by datasets' save_to_disk, into {where}; or run without it: "
+            "python main.py --cf configs/gpt2_quickstart.yaml"
+        )
+        found = load("fancyzhx/ag_news", None, "train", "test", by_hand)
+    pool, population = found
+    assert population is not None
+    return _official(pool, population, ("text", "label", None, ()))
+
+
+@DATASETS.register("hf:*", summary="any dataset of texts that the library `datasets` reads", images=False, text=True)
+def hugging_face(
+    data_dir: Path,
+    seed: int,
+    name: str,
+    *,
+    text_column: str = "text",
+    label_column: str | None = None,
+    id_column: str | None = None,
+    group_columns: tuple[str, ...] = (),
+    subset: str | None = None,
+    split: str = "train",
+    population_split: str | None = None,
+    population_fraction: Fraction = 0.25,
+) -> AuditData:
+    """`hf:<name>` of the hub, or `hf:<path>` of a local directory (saved by save_to_disk, or of parquet, csv, json).
+
+    - text_column: the column that holds the text
+    - label_column: a column of labels, for reports
+    - id_column: what the dataset calls each record; its row if left out
+    - group_columns: columns that reports may slice by
+    - subset: the dataset's configuration, where it has several
+    - split: the split that models train on
+    - population_split: the split that no model trains on; drawn from `split` if left out
+    - population_fraction: without a population_split, the share of the records that no model trains on
+    """
+    from dataset.text_hub import load
+
+    local = next((path for path in (Path(name).expanduser(), data_dir / name) if path.exists()), None)
+    by_hand = f"Put the dataset into a directory, and name that: data.dataset hf:{data_dir / Path(name).name}"
+    pool, population = load(str(local or name), subset, split, population_split, by_hand)
+    columns = (text_column, label_column, id_column, tuple(group_columns))
+    return (
+        _divided(pool, columns, seed, population_fraction)
+        if population is None
+        else _official(pool, population, columns)
+    )
+
+
+@DATASETS.register(
+    "docstrings", summary="prose from the documentation inside installed packages", images=False, text=True
+)
+def docstrings(
+    data_dir: Path, seed: int, *, num_records: Annotated[int, Ge(8)] = 4000, population_fraction: Fraction = 0.25
+) -> AuditData:
+    """Paragraphs of 60 to 300 letters from the docstrings of numpy and scipy: real text that is installed already.
+
+    The same for the same versions of the two; the groups say which package a paragraph is from.
+
+    - num_records: how many of the paragraphs, evenly spread; an error if there are fewer
+    - population_fraction: share of the records that no model trains on
+    """
+    from dataset.text_files import paragraphs_of
+
+    found = paragraphs_of("numpy", "scipy")
+    if num_records > len(found):
+        raise WrongSetting("data.num_records", f"{num_records} is more than the {len(found)} paragraphs there are")
+    kept = [found[i * len(found) // num_records] for i in range(num_records)]
+    table = Table("docstrings", {"text": [text for text, _ in kept], "package": [package for _, package in kept]})
+    return _divided(table, ("text", None, None, ("package",)), seed, population_fraction)
+
+
+Columns = tuple[str, str | None, str | None, tuple[str, ...]]
+
+
+def _divided(table: Table, columns: Columns, seed: int, fraction: float) -> AuditData:
+    records, _ = records_of(table, *columns)
+    try:
+        pool, population = divide(len(records), seed, fraction)
+    except UserError as error:
+        raise UserError(f"{table.source}: {error}") from None
+    return AuditData(records.select(pool), records.select(population), num_classes=0)
+
+
+def _official(pool: Table, population: Table, columns: Columns) -> AuditData:
+    records, labels = records_of(pool, *columns)
+    others, _ = records_of(population, *columns, labels=labels)
+    return AuditData(records, others, num_classes=0)
