@@ -51,6 +51,8 @@ def signals_of(attacks: Sequence[Call]) -> tuple[Signal, ...]:
 def missing_signals(session: Session) -> dict[int, list[Wanted]]:
     """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
     missing: dict[int, list[Wanted]] = {}
+    if session.given is not None:
+        return missing
     for model in session.plan.models:
         for where in ("points", "population"):
             for signal in signals_of(session.config.attacks):
@@ -161,11 +163,11 @@ def evidence(session: Session, target: int) -> Evidence:
 
 def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evidence] | None = None) -> Evidence:
     references = session.plan.references_of(target)
-    read = lambda model, where: np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)  # noqa: E731
-    own = read(target, "points")
-    silent = np.empty((session.config.audit.queries, 0), np.float32)
-    population = read(target, "population") if signal.of_population else silent
-    trained_on = session.plan.member[np.array(references, dtype=int)][:, session.points]
+
+    def read(model: int, where: Where) -> np.ndarray:
+        if session.given is not None:
+            return session.given.answers(where).column(signal, model)[:, _records(session, where)]
+        return np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)
 
     def stack(where: Where, shape: tuple[int, ...]) -> np.ndarray:
         if signal.kind == "token_divergence" or not (where == "points" or signal.of_population):
@@ -175,9 +177,12 @@ def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evi
             table[row] = read(model, where)
         return table
 
+    of_target = read(target, "points")
+    population = read(target, "population") if signal.of_population else np.empty((len(of_target), 0), np.float32)
+    trained_on = session.plan.member[np.array(references, dtype=int)][:, session.points]
     return Evidence(
-        target=own,
-        references=stack("points", own.shape),
+        target=of_target,
+        references=stack("points", of_target.shape),
         trained_on=trained_on[:, text_signals.Layout.of(session).record] if signal.per_token else trained_on,
         population=population,
         population_references=stack("population", population.shape),

@@ -16,7 +16,8 @@ from modules.mia.tokens import LOG_P, mean_where, of_tokens, text_of
 
 @ATTACKS.register(
     "DC-PDD",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=False,
     needs_population=False,
     signals=lambda settings: (LOG_P,),

@@ -15,7 +15,8 @@ from modules.mia.tokens import LOG_P, RANK, of_tokens, out_log_p, out_probabilit
 
 @ATTACKS.register(
     "EZ-MIA",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=True,
     needs_population=False,
     signals=lambda settings: (LOG_P, RANK),

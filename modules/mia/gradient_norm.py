@@ -21,7 +21,8 @@ def _signal(p: str) -> Signal:
 
 @ATTACKS.register(
     "GradNorm",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=False,
     needs_population=False,
     signals=lambda settings: (_signal(settings["p"]),),

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from core.registry import ATTACKS
-from core.types import Evidence, Signal
+from core.types import Evidence, Settings, Signal
 from modules.mia.moments import masked_mean
 from modules.mia.probability import probability_of
 from modules.mia.tokens import DIVERGENCE, LOG_P, mean_where, of_tokens, out_probability, smallest, text_of
@@ -24,17 +24,34 @@ GRID = tuple(step / 10 for step in range(11))
 UNTUNED_A = 0.3
 
 
+def shared(evidence: Evidence, settings: Settings) -> tuple[float, float]:
+    """What all points share: `a`, and the divergence over the population."""
+    if not evidence.population.shape[1]:
+        raise ValueError("InfoRMIA compares with population points, and there are none: set audit.population_size")
+    chosen, a = evidence.signal(Signal(temperature=settings["temperature"])), settings["a"]
+    if settings["mode"] == "online":
+        a = 1.0
+    elif a is None:
+        a = _tuned_a(chosen)
+    everyone = np.ones((len(chosen.population_references), chosen.population.shape[1]), dtype=bool)
+    typical = masked_mean(chosen.population_references, everyone, probability_of)
+    return a, _divergence(_line(typical, a), probability_of(chosen.population))
+
+
 @ATTACKS.register(
     "InfoRMIA",
     needs_references=True,
     needs_population=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     signals=lambda settings: (Signal(temperature=settings["temperature"]),),
     min_pairs=1,
+    shared=shared,
     summary="log ratio of the target's probability to the references', aligned across targets by a divergence",
     source="Tao & Shokri 2025, arXiv 2510.05582",
 )
 def info_rmia(
     evidence: Evidence,
+    of_all: tuple[float, float] | None = None,
     *,
     mode: Literal["offline", "online"] = "offline",
     a: Annotated[float, Interval(ge=0, le=1)] | None = None,
@@ -48,16 +65,11 @@ def info_rmia(
     mode: of Pr(x), as in RMIA: "offline" is ((1 + a) mean OUT + 1 - a) / 2; "online" (mean IN + mean OUT) / 2.
     a: None tunes it on rehearsals; 0.3 where nothing can be rehearsed.
     temperature: of the softmax that gives the probabilities.
+    of_all: `a` and the divergence, where they are those of other points than these (`shared`).
     """
-    if not evidence.population.shape[1]:
-        raise ValueError("InfoRMIA compares with population points, and there are none: set audit.population_size")
-    chosen = evidence.signal(Signal(temperature=temperature))
-    ratios = _Ratios.of(chosen, mode == "online")
-    if a is None:
-        a = _tuned_a(chosen) if mode == "offline" else 1.0
-    everyone = np.ones((len(chosen.population_references), chosen.population.shape[1]), dtype=bool)
-    typical = masked_mean(chosen.population_references, everyone, probability_of)
-    return ratios.log(a) + _divergence(_line(typical, a), probability_of(chosen.population))
+    ratios = _Ratios.of(evidence.signal(Signal(temperature=temperature)), mode == "online")
+    used, divergence = of_all or shared(evidence, {"mode": mode, "a": a, "temperature": temperature})
+    return ratios.log(used) + divergence
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,8 @@ def _divergence(p: Float[Array, "Q P"], q: Float[Array, "Q P"]) -> float:
 
 @ATTACKS.register(
     "TokenInfoRMIA",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=True,
     needs_population=False,
     signals=lambda settings: (LOG_P, DIVERGENCE),

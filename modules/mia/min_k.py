@@ -21,7 +21,8 @@ LEAST_DEVIATION = 1e-4  # of log p under p; below, float32 says nothing of how f
 
 @ATTACKS.register(
     "MinK",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=False,
     needs_population=False,
     signals=lambda settings: (LOG_P,),
@@ -37,7 +38,8 @@ def min_k(evidence: Evidence, *, k: Annotated[float, Gt(0), Le(1)] = 0.2) -> Flo
 
 @ATTACKS.register(
     "MinK++",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=False,
     needs_population=False,
     signals=lambda settings: (LOG_P, MEAN, VARIANCE),

@@ -22,7 +22,8 @@ def _signal(settings: Settings) -> Signal:
 
 @ATTACKS.register(
     "Neighbourhood",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=False,
     needs_population=False,
     signals=lambda settings: (_signal(settings),),

@@ -19,7 +19,8 @@ def _prefixed(settings: Settings) -> Signal:
 
 @ATTACKS.register(
     "ReCaLL",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=False,
     needs_population=False,
     signals=lambda settings: (_prefixed(settings),),

@@ -16,7 +16,8 @@ from modules.mia.tokens import LOG_P, of_tokens, out_log_p, text_of
 
 @ATTACKS.register(
     "WBC",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=True,
     needs_population=False,
     signals=lambda settings: (LOG_P,),

@@ -15,7 +15,8 @@ from modules.mia.tokens import mean_log_p, text_of
 
 @ATTACKS.register(
     "zlib",
-    needs="text",
+    needs_text=True,
+    shared=None,
     needs_references=False,
     needs_population=False,
     min_pairs=0,

@@ -21,7 +21,7 @@ from tests.worlds import (
     text_world,
 )
 
-NAMES = [name for name in ATTACKS if ATTACKS.fact(name, "needs") == "text"]
+NAMES = [name for name in ATTACKS if ATTACKS.fact(name, "needs_text")]
 VARIANTS = [
     *((name, {}) for name in NAMES),
     ("zlib", {"likelihood": "total"}),

@@ -244,5 +244,5 @@ def test_a_prefix_that_hurts_more_and_neighbours_that_are_less_likely_speak_for_
 
 
 def test_every_attack_that_reads_texts_says_so():
-    needing = {name for name in ATTACKS if ATTACKS.fact(name, "needs") == "text"}
+    needing = {name for name in ATTACKS if ATTACKS.fact(name, "needs_text")}
     assert {"zlib", "MinK", "MinK++", "ReCaLL", "Neighbourhood", "GradNorm", "WBC", "EZ-MIA", "TokenInfoRMIA"} < needing
