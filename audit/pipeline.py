@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from audit import available
+from audit import available, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Check, Risk, Section, TargetResult
@@ -127,12 +127,29 @@ def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tup
 def prepared(config: Config) -> Session:
     """The session of a run, after every check that needs the data. Raises UserError; writes nothing."""
     session = prepare(config)
+    _check_attacks(session)
     if session.given is None:
         _check_model(session)
     for call in config.modules:
         if check_module := MODULES.fact(call.name, "check"):
             check_module(session, **call.settings)
     return session
+
+
+def _check_attacks(session: Session) -> None:
+    """Whether these data are what each attack reads, and can give the signals that it asks for."""
+    config = session.config
+    for call in config.attacks:
+        if ATTACKS.fact(call.name, "needs_text") and not session.data.is_text:
+            others = ", ".join(name for name in ATTACKS if not ATTACKS.fact(name, "needs_text"))
+            raise config.error(
+                "audit.algorithm",
+                f"{call.name} reads the tokens of texts, and the records audited are none: choose of {others}",
+            )
+        if ATTACKS.fact(call.name, "needs_labels") and session.data.is_text:
+            raise config.error("audit.algorithm", f"{call.name} reads class labels, and texts have none")
+    if session.data.is_text and session.given is None:
+        text_signals.check(session, signals_of(config.attacks))
 
 
 def _check_model(session: Session) -> None:
