@@ -14,8 +14,9 @@ import numpy as np
 from audit import available, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
-from audit.results import AttackResult, AuditResult, Check, Risk, Section, TargetResult
+from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
 from audit.risk import assess
+from audit.screening import screen
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, model_rows, train_missing
@@ -70,9 +71,10 @@ def run(config: Config) -> AuditResult:
             seen = partial(evidence, session)
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
+            screening = screen(targets, tuple(model_rows(session)), seen)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
-        result = _result(session, targets, sections, checks, risk, timings, environment(train_device))
+        result = _result(session, targets, sections, checks, risk, screening, timings, environment(train_device))
         from audit.report import write_report
 
         start = time.perf_counter()
@@ -174,6 +176,7 @@ def _result(
     sections: list[Section],
     checks: tuple[Check, ...],
     risk: Risk,
+    screening: tuple[Screening, ...],
     timings: list[tuple[str, float]],
     where: dict[str, Any],
 ) -> AuditResult:
@@ -193,6 +196,7 @@ def _result(
         sections=tuple(sections),
         checks=checks,
         risk=risk,
+        screening=screening,
         redacted=config.audit.redact,
         ids=None if pool.ids is None else pool.ids[session.points],
         groups={name: column[session.points] for name, column in pool.groups.items()},
