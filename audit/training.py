@@ -31,8 +31,14 @@ OUT_OF_MEMORY = "out of memory: lower train.batch_size, train.stack or run.worke
 
 def stamp(session: Session, model: int) -> dict[str, Any]:
     """Everything that model `model` is a function of."""
+    if brought := session.brought_from(model):
+        of = session.config.settings()
+        made = {key: value for key, value in of.items() if key.startswith("train.model_name")}
+        made |= {"given file (sha256)": brought.sha256}
+    else:
+        made = session.config.settings()
     return {
-        **session.config.settings(),
+        **made,
         "model number": model,
         "pool records (sha256)": session.pool_digest,
         "its training set (sha256)": rundir.digest(np.packbits(session.plan.member[model])),
@@ -57,6 +63,12 @@ def train_missing(session: Session, device: torch.device) -> None:
     missing = missing_models(session)
     _write_memberships(session)
     write_metadata(session)
+    if given := [model for model in missing if session.brought_from(model)]:
+        from audit.from_models import bring_in
+
+        bring_in(session, given, device)
+        write_metadata(session)
+        missing = [model for model in missing if model not in given]
     if not missing:
         log.info("models: all %d are there", len(session.plan.models))
         return
@@ -180,13 +192,14 @@ def _train_stack(session: Session, stack: list[int], pool: Any, population: Any,
     for number, model in zip(stack, trained, strict=True):
         # How it was trained, where the settings left that open or were not kept to.
         how = of_trainer(settings, int(session.plan.member[number].sum())) | getattr(model, "trained", {}) | unlike
-        _write(session, number, model, pool, population, seconds=round(seconds, 3), **how)
+        device = str(pool.x.device)
+        write_model(session, number, model, pool, population, seconds=round(seconds, 3), device=device, **how)
 
 
-def _write(
-    session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, *, seconds: float, **how: Any
+def write_model(
+    session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, **facts: Any
 ) -> None:
-    """The model's file and stamp, with what it is good for as facts."""
+    """The model's file and stamp, with what it is good for as further facts."""
     if session.data.is_text:
         from trainers.text import accuracy_and_loss
     else:
@@ -210,13 +223,12 @@ def _write(
         test_acc=test_acc,
         train_loss=train_loss,
         test_loss=test_loss,
-        seconds=seconds,
-        device=str(pool.x.device),
-        **how,
+        **facts,
     )
     log.info(
-        "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",
-        *(number, train_acc, test_acc, train_loss, test_loss, seconds),
+        "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %s",
+        *(number, train_acc, test_acc, train_loss, test_loss),
+        f"{facts['seconds']:.1f} s" if "seconds" in facts else f"from {facts['given']}",
     )
 
 
@@ -252,13 +264,17 @@ def model_rows(session: Session) -> Iterator[dict[str, Any]]:
 
 def write_metadata(session: Session) -> None:
     """models_metadata.json: one entry a finished model, with the keys that the original tool writes, and ours."""
-    config, settings = session.config, session.config.trainer.settings
+    config = session.config
+    recipe = ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
+
+    def trained(model: int) -> dict[str, Any]:
+        """How it was trained here; of a model from elsewhere that is among its facts, as far as it is known."""
+        return {} if session.brought_from(model) else {key: config.trainer.settings.get(key) for key in recipe}
+
     entries = {
         str(row["id"]): {
             **{key: value for key, value in row.items() if key != "id"},
-            **{
-                key: settings.get(key) for key in ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
-            },
+            **trained(row["id"]),
             "model_name": config.model.name,
             # Beside this file, wherever the folder is moved.
             "model_path": str(weights_path(session, row["id"]).relative_to(session.folder / "models")),
