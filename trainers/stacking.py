@@ -20,7 +20,7 @@ MOST = {"cpu": (64, 16), "cuda": (256, 256)}  # of networks with at most SMALL w
 def width(settings: Mapping[str, Any], model: torch.nn.Module, device: torch.device) -> tuple[int, str]:
     """How many models like this one to train at once on this device, and a line that says so."""
     asked, precision = settings["stack"], precision_of(settings["precision"], device)
-    how = f"in {precision}{_emulated(precision, device)}"
+    how = f"in {precision}{emulated(precision, device)}"
     layers = None if settings["augment"] else layers_of(model)
     if layers is None:
         why = "train.augment" if settings["augment"] else "no plain perceptron"
@@ -31,7 +31,7 @@ def width(settings: Mapping[str, Any], model: torch.nn.Module, device: torch.dev
     return chosen, f"up to {chosen} at once in batched products (train.stack: {asked}), {how}"
 
 
-def _emulated(precision: str, device: torch.device) -> str:
+def emulated(precision: str, device: torch.device) -> str:
     """A warning where the CPU computes bfloat16 with float32 units: slower than float32, and less exact."""
     if precision == "float32" or device.type != "cpu":
         return ""
