@@ -9,23 +9,28 @@ from __future__ import annotations
 import csv
 import io
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audit import plots, tables, templates
+from audit import plots, risk_report, tables, templates
 from audit.results import AuditResult, TargetResult
+from audit.summary import latex, summary
 from core.metrics import ENOUGH_FALSE_POSITIVES, ppv
-from core.rundir import write_atomic, write_text
+from core.registry import ATTACKS
+from core.rundir import write_atomic, write_json, write_text
 from core.types import Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PRIORS = (0.5, 0.1, 0.01)
+MOST_GROUPS = 40  # of one column in the page; all are in groups.csv
 FIGURES_IN_PAGE = 8  # with more targets, their figures are linked, not shown: each weighs about 0.1 MB a figure
 
 
@@ -33,8 +38,14 @@ def write_report(result: AuditResult, folder: Path) -> None:
     """Write all of `<log_dir>/report`: see design.md §6. Files of the same name are replaced."""
     averages = tables.averages(result)
     write_text(folder / "attack_result_average.csv", to_csv(tables.average_rows(averages)))
+    write_json(folder / "summary.json", summary(result, averages))
+    write_text(folder / "tables.tex", latex(averages))
     for target in result.targets:
         _write_target(result, target, folder / "exp")
+    if result.risk:
+        write_text(folder / "records.csv", columns_to_csv(risk_report.record_columns(result, result.risk)))
+        if rows := risk_report.group_rows(result.risk.groups):
+            write_text(folder / "groups.csv", to_csv(rows))
     _write_plots(result, folder)
     write_text(folder / "index.html", page(result, averages))
     if result.timings:
@@ -46,9 +57,11 @@ def write_report(result: AuditResult, folder: Path) -> None:
 def _write_target(result: AuditResult, target: TargetResult, folder: Path) -> None:
     t = target.target
     write_text(folder / f"attack_result_{t}.csv", to_csv(tables.target_rows(target)))
-    arrays = tables.arrays(target)
+    arrays = tables.arrays(target, result.ids if target.records is None else target.records.get("id"))
     write_atomic(folder / f"attack_result_{t}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
-    write_text(folder / f"records_{t}.csv", columns_to_csv(tables.record_columns(result, target)))
+    columns = tables.record_columns(result, target)
+    columns |= risk_report.target_columns(result.risk, t) if result.risk else {}
+    write_text(folder / f"records_{t}.csv", columns_to_csv(columns))
 
 
 def _write_plots(result: AuditResult, folder: Path) -> None:
@@ -108,6 +121,8 @@ def time_analysis(result: AuditResult, now: datetime) -> str:
 
 def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
     """index.html: everything inline, no network, every value escaped."""
+    from markupsafe import Markup
+
     environment = templates.environment()
     environment.filters |= {
         "auc": auc_text,
@@ -120,14 +135,20 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         "count": lambda number: f"{number:,}",
     }
     ranked = tables.by_strength(averages)
+    script, digest = _script()
     return environment.get_template("report.html.j2").render(
         result=result,
+        script=Markup(script),
+        script_digest=digest,
+        curves=[plots.readable(result.targets, log=log) for log in (False, True)],
         ranked=ranked,
         best=ranked[0],
         headline=tables.headline(ranked[0]),
         verdict=tables.verdict(result, ranked),
         several=len(result.targets) > 1,
         swatch={row.attack: _swatch(row.order) for row in ranked},
+        screened_attacks=[row.attack for row in ranked if _without_references(row.attack)],
+        agreement=tables.agreement(result).tolist() if len(ranked) > 1 else None,
         accusations=_accusations(ranked[0]),
         priors=PRIORS,
         roles=_roles(result.models),
@@ -138,7 +159,23 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         total=sum(seconds for _, seconds in result.timings),
         resolvable_from=ENOUGH_FALSE_POSITIVES / ranked[0].non_members,
         enough=ENOUGH_FALSE_POSITIVES,
+        q=result.risk.targets[0].named.q if result.risk else None,
+        stability=risk_report.stability(result.risk) if result.risk else None,
+        most_groups=MOST_GROUPS,
+        redacted=result.redacted,
     )
+
+
+def _without_references(label: str) -> bool:
+    """Whether an attack of this report needs no reference models."""
+    name = label.partition(" (")[0]
+    return name in ATTACKS and not ATTACKS.fact(name, "needs_references", True)
+
+
+def _script() -> tuple[str, str]:
+    """The page's own script, and its digest: the page lets no other one run."""
+    text = (Path(templates.__file__).parent / "report.js").read_text()
+    return text, b64encode(sha256(text.encode()).digest()).decode()
 
 
 def _figures(result: AuditResult, best: tables.AttackAverage) -> dict[str, Any]:

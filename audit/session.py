@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray as Array
 
+from audit.given import Given
 from audit.plan import choose, make_plan
 from core.config import TRAINED, Config
 from core.errors import UserError, WrongSetting
@@ -22,6 +24,15 @@ from core.registry import DATASETS, SOURCES
 from core.rng import stream
 from core.rundir import digest
 from core.types import AuditData, Plan, Records
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A model that was trained elsewhere."""
+
+    path: Path
+    sha256: str  # of the file
+    told: Mapping[str, Any]  # what its metadata say of how it was trained
 
 
 @dataclass(frozen=True)
@@ -33,12 +44,24 @@ class Session:
     population: Int[Array, " P"]  # indices into the population
     pool_digest: str
     population_digest: str
+    brought: Mapping[int, Brought] = field(default_factory=dict)  # models that were trained elsewhere
+    given: Given | None = None  # signals that were brought along, in the place of models
     name: str = ""  # of another set of models beside the run's own: `replace(session, name="duci", plan=…)`
 
     @property
     def folder(self) -> Path:
         """Where this set of models and its signals are kept."""
         return self.config.run.log_dir / self.name
+
+    def brought_from(self, model: int) -> Brought | None:
+        """Where a model of the run's own set came from, if it was not trained here."""
+        return None if self.name else self.brought.get(model)
+
+    @property
+    def dataset(self) -> str:
+        """What the data are called."""
+        dataset = self.config.dataset
+        return dataset.name if dataset else self.config.origin.settings.get("dataset", self.config.origin.name)
 
     def stream(self, *purpose: str | int) -> np.random.Generator:
         """The run's stream of this purpose; each set of models has its own."""
@@ -48,10 +71,10 @@ class Session:
 def prepare(config: Config) -> Session:
     """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing.
 
-    Where this tool does not train everything, the source's fact `session` does it: (config, **settings) -> Session.
+    Where this tool does not train everything, the function of the source does it.
     """
     if config.origin.name != TRAINED:
-        return SOURCES.fact(config.origin.name, "session")(config, **config.origin.settings)
+        return SOURCES[config.origin.name](config, **config.origin.settings)
     assert config.data and config.dataset
     name = config.dataset.name
     try:
@@ -80,12 +103,12 @@ def prepare(config: Config) -> Session:
         plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed),
         points=choose(len(data.pool), audit.data_size, run.random_seed, "points"),
         population=choose(len(data.population), audit.population_size, run.random_seed, "population"),
-        pool_digest=_digest(data, data.pool),
-        population_digest=_digest(data, data.population),
+        pool_digest=records_digest(data, data.pool),
+        population_digest=records_digest(data, data.population),
     )
 
 
-def _digest(data: AuditData, records: Records) -> str:
+def records_digest(data: AuditData, records: Records) -> str:
     """Of all that a model sees of these records."""
     return digest(records.x, records.y, data.mean, data.std, *([] if records.lengths is None else [records.lengths]))
 
@@ -99,7 +122,7 @@ def _tokenised(config: Config, data: AuditData) -> AuditData:
     from dataset.tokens import byte_pairs, tokenised
     from models.language import context_of, pretrained, tokenizer_json
 
-    named = [name for name in (config.data.tokenizer, config.train.tokenizer) if name]
+    named = [name for name in (config.data.tokenizer, config.train and config.train.tokenizer) if name]
     if len(set(named)) > 1:
         raise config.error(
             "train.tokenizer", f"{named[1]!r}, but data.tokenizer is {named[0]!r}: they are the same thing"
@@ -133,6 +156,7 @@ def device_of(config: Config, block: str) -> Any:
     """The torch device named in `block` ("train" or "audit"). Raises UserError if this machine has no such device."""
     import torch
 
+    block = block if getattr(config, block) else "audit"  # where nothing is trained
     name = getattr(config, block).device
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)

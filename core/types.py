@@ -10,10 +10,13 @@ Glossary of axes, used in every shape of this code base:
 
 The stored signal of a classifier is the log-odds of the true label, `z_y - logsumexp(z_{j != y})`, in
 float32. It does not saturate, and probability `sigmoid(s)` and loss `softplus(-s)` follow from it exactly.
+Of a language model it is the log-odds of a sequence's mean-token probability p, log p = mean_t log p(x_t | x_<t):
+so log p is the mean token log-likelihood, and every attack on labels is an attack on sequences.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -85,36 +88,66 @@ class AuditData:
         return len(self.input_shape) == 3
 
     @property
+    def has_contents(self) -> bool:
+        """False where only what models say of the records was given, and not the records."""
+        return self.is_text or self.pool.x.size > 0
+
+    @property
     def is_text(self) -> bool:
         return self.pool.lengths is not None
 
 
 @dataclass(frozen=True)
 class Signal:
-    """Which confidence of the true label y is taken from a model's logits z, as log-odds in float32.
+    """What is taken from a model's answer to a record: a confidence in it, in float32, larger = more confident.
 
-    With u = z / temperature:
+    Of every model, from the logits z of the true label y, with u = z / temperature:
         kind "log_odds":  u_y - logsumexp_{j != y} u_j            (softmax; margin and order unused)
         kind "taylor":    log t(u_y - margin) - log sum_{j != y} t(u_j),   t(v) = sum_{i <= order} v^i / i!
         kind "modified_entropy": -log Mentr of Song & Mittal (2021), eq. 8: larger = more confident; the
             logarithm because Mentr itself underflows where a model is sure
-    A Taylor order must be even: odd truncations can be negative. `sigmoid` of the first two is a probability.
+    A Taylor order must be even: odd truncations can be negative. `sigmoid` of the first two is a probability: in a
+    language model p with log p the mean over tokens. Its modified entropy is the mean over tokens.
+
+    Of language models, a number for each predicted token t (see `Text`), with p its distribution over v:
+        kind "token_log_p":    log p(x_t | x_<t)
+        kind "token_mean":     mu_t = sum_v p_v log p_v, minus the entropy
+        kind "token_variance": sum_v p_v (log p_v - mu_t)^2
+        kind "token_rank":     how many tokens v are likelier than x_t; 0 where the model predicts it
+        kind "token_divergence": KL(p_ref || p), p_ref the mean of the target's OUT references; of targets only
+    and for each record, where more passes are needed:
+        kind "prefixed_log_odds": log_odds of the record's tokens after a prefix of other texts
+        kind "neighbour_log_p": mean over neighbours (texts with a few words replaced) of their mean token log p
+        kind "gradient_norm":  mean over parameter tensors of the norm of the loss gradient
+    options: settings of these, as (name, value).
     """
 
     kind: str = "log_odds"
     temperature: float = 1.0
     margin: float = 0.0
     order: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
-        """The column's name in files: `log_odds`, `log_odds_T2`, `taylor_T2_m0.6_n4`."""
+        """The column's name in files: `log_odds`, `log_odds_T2`, `taylor_T2_m0.6_n4`, `gradient_norm_5f1c09ab`."""
         parts = [self.kind]
         if self.temperature != 1.0:
             parts.append(f"T{self.temperature:g}")
         if self.kind == "taylor":
             parts += [f"m{self.margin:g}", f"n{self.order}"]
+        if self.options:
+            parts.append(hashlib.sha256(repr(self.options).encode()).hexdigest()[:8])
         return "_".join(parts)
+
+    @property
+    def per_token(self) -> bool:
+        return self.kind.startswith("token_")
+
+    @property
+    def of_population(self) -> bool:
+        """Whether population points are asked too: of the kinds that every model has."""
+        return self.kind in ("log_odds", "taylor", "modified_entropy")
 
 
 LOG_ODDS = Signal()
@@ -129,8 +162,24 @@ class Text:
     """
 
     tokens: Int[Array, " U"]  # the predicted tokens
-    start: Int[Array, " N+1"]
+    start: Int[Array, " N_and_1"]
     compressed: Int[Array, " N"]  # bytes of each record's text, compressed by zlib
+    frequency: Float[Array, " U"]  # of each predicted token among the tokens of the population, never 0
+
+    def mean(self, values: Float[Array, "*rows U"]) -> Float[Array, "*rows N"]:
+        """The mean of each record's tokens, in float64."""
+        return np.add.reduceat(np.asarray(values, dtype=np.float64), self.start[:-1], axis=-1) / np.diff(self.start)
+
+    def record(self) -> Int[Array, " U"]:
+        """Which record each token is of."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+
+def pairs_of(member: Bool[Array, "M n"]) -> Int[Array, " M"]:
+    """Which models are twins, by a number they have in common: their rows are the same, or complements."""
+    rows = [(np.packbits(row).tobytes(), np.packbits(~row).tobytes()) for row in member]
+    number = {row: k for k, row in enumerate(dict.fromkeys(min(pair) for pair in rows))}
+    return np.array([number[min(pair)] for pair in rows], dtype=int)
 
 
 @dataclass(frozen=True)
@@ -139,8 +188,9 @@ class Evidence:
 
     The references never include the target's twin (the model trained on the complementary half), whose
     membership would give the target's away. All arrays are of one signal, `LOG_ODDS` unless it is an entry
-    of `also`, which holds the same evidence in other signals, by `Signal.name`. In a signal per token, N and P
-    count predicted tokens instead of records, and `trained_on` is repeated for each token of a record.
+    of `also`, which holds the same evidence in other signals, by `Signal.name`. In a signal per token, N counts
+    predicted tokens instead of records, and `trained_on` is repeated for each token of a record. Signals of which
+    the population is not asked (`Signal.of_population`) have P = 0. NaN where a reference is not asked.
     """
 
     target: Float[Array, "Q N"]
@@ -159,15 +209,20 @@ class Evidence:
             raise KeyError(f"signal {signal.name!r} was not computed; there are: {', '.join(['log_odds', *self.also])}")
         return self.also[signal.name]
 
+    def at(self, points: Shaped[Array, " n"]) -> Evidence:
+        """The evidence about some of the points: indices, or a mask. Not of single tokens."""
+        return replace(
+            self,
+            target=self.target[:, points],
+            references=self.references[:, :, points],
+            trained_on=self.trained_on[:, points],
+            also={name: evidence.at(points) for name, evidence in self.also.items()},
+        )
+
     def twins(self) -> Bool[Array, "R R"]:
         """twins[r, s]: the membership of reference s settles that of r: it is the same, or the complement."""
-        rows = [(inside.tobytes(), outside.tobytes()) for inside, outside in zip(*self._packed(), strict=True)]
-        kinds = {row: kind for kind, row in enumerate(dict.fromkeys(min(row, row[::-1]) for row in rows))}
-        kind = np.array([kinds[min(row, row[::-1])] for row in rows], dtype=int)
+        kind = pairs_of(self.trained_on)
         return kind[:, None] == kind[None, :]
-
-    def _packed(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.packbits(self.trained_on, axis=1), np.packbits(~self.trained_on, axis=1)
 
     def rehearsals(self, limit: int | None = None) -> Iterator[tuple[Evidence, Bool[Array, " N"]]]:
         """For each reference: the evidence of attacking it with the others, and its known membership.
@@ -215,6 +270,12 @@ class Plan:
 
     def references_of(self, target: int) -> tuple[int, ...]:
         return self.references[self.targets.index(target)]
+
+    @property
+    def reference_pairs(self) -> int:
+        """How many pairs of twins are among the references, of the target with the fewest."""
+        pair = pairs_of(self.member)
+        return min(len(np.unique(pair[np.array(of_target, dtype=int)])) for of_target in self.references)
 
     @property
     def models(self) -> tuple[int, ...]:
