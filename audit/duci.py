@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 def check(session: Session, **settings: Any) -> None:
     """Raises UserError, at its line, for what this audit cannot be done with."""
+    if session.given is not None and settings["proportions"]:
+        raise session.config.error("duci.proportions", "models would be trained, and signals were given: leave it out")
     task = Task.of(session, settings)
     for proportion in task.proportions:
         _memberships(task, proportion, np.zeros(len(task.x)))
@@ -67,6 +69,7 @@ def more(session: Session, **settings: Any) -> tuple[More, ...]:
     summary="which share of a dataset did the model train on, with an interval (Tong et al. 2025)",
     check=check,
     more=more,
+    sources=("train", "signals"),
 )
 def duci(
     session: Session,
