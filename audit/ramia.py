@@ -172,6 +172,9 @@ def setup_of(
         except ValueError as error:
             raise config.error("ramia.aggregation", str(error)) from None
     base = config.attacks[0] if attack is None else _attack(session, attack)
+    if needs := ATTACKS.fact(base.name, "needs"):
+        reads = "single tokens: on ranges, take one of whole texts," if needs == "text" else f"{needs}: take one"
+        raise config.error("ramia.attack", f"{base.label} reads {reads} such as LiRA, RMIA, Calibration or LOSS")
     return Setup(name, settings, ranges, sample_size, include_center, center, neighbours, base, chosen)
 
 
