@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+RMIA = {"name": "RMIA", "mode": "online"}
+REFERENCE_ATTACK = {"name": "Calibration", "on": "loss"}  # the paper's, for language models
+
+
 def check(session: Session, **settings: Any) -> None:
     """Raises UserError, at its line, for what this audit cannot be done with."""
     task = Task.of(session, settings)
@@ -72,7 +76,7 @@ def duci(
     session: Session,
     targets: tuple[TargetResult, ...],
     *,
-    attack: str | dict[str, Any] = {"name": "RMIA", "mode": "online"},  # noqa: B006  (read only)
+    attack: str | dict[str, Any] | None = None,
     records: Path | None = None,
     size: Annotated[int, Ge(2)] | None = None,
     where: Condition = {},  # noqa: B006  (read only)
@@ -89,10 +93,12 @@ def duci(
 ) -> Section:
     """Estimate how much of a dataset X each target used; X is all audited points, unless told otherwise.
 
-    The default attack is the paper's: as many references that trained on a record as did not, in Pr(x), and a
-    population that is disjoint from X, since no model trains on it.
+    The default attack is the paper's: RMIA with as many references that trained on a record as did not, in Pr(x), and
+    a population that is disjoint from X, since no model trains on it; of texts, their log-likelihood minus its mean
+    over references that did not train on them.
 
-    - attack: the membership attack whose guesses are counted; needs one pair of references more than by itself
+    - attack: the membership attack whose guesses are counted; needs one pair of references more than by itself.
+      {name: RMIA, mode: online} if left out, and {name: Calibration, on: loss} on texts
     - records: a text file of pool indices, one a line: X is these; each must be an audited point
     - where: X is only what has these values, as {column: value}, or {column: [values]}; columns are the dataset's
       groups, such as an owner, and `label`
@@ -131,7 +137,8 @@ class Task:
 
     @classmethod
     def of(cls, session: Session, settings: Mapping[str, Any]) -> Task:
-        call = _attack(session, settings["attack"])
+        of_data = REFERENCE_ATTACK if session.data.is_text else RMIA
+        call = _attack(session, of_data if settings["attack"] is None else settings["attack"])
         x = dataset_of(session, settings["records"], settings["where"], settings["size"])
         _check_references(session, call, settings["debias"], settings["rehearsals"])
         config, threshold = session.config, settings["threshold"]
