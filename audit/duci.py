@@ -15,12 +15,13 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 from pydantic import ValidationError
 
+from audit.available import lacks
 from audit.duci_dataset import Condition, Value, dataset_of, parts_of
 from audit.results import More, Section, TargetResult
 from audit.session import Session, device_of
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, train_missing
-from core.config import Call, min_pairs
+from core.config import TRAINED, Call, min_pairs
 from core.log import quiet
 from core.registry import ATTACKS, MODULES
 from core.rundir import digest
@@ -71,6 +72,7 @@ def more(session: Session, **settings: Any) -> tuple[More, ...]:
     summary="which share of a dataset did the model train on, with an interval (Tong et al. 2025)",
     check=check,
     more=more,
+    sources=(TRAINED, "signals"),
 )
 def duci(
     session: Session,
@@ -142,6 +144,11 @@ class Task:
         x = dataset_of(session, settings["records"], settings["where"], settings["size"])
         _check_references(session, call, settings["debias"], settings["rehearsals"])
         config, threshold = session.config, settings["threshold"]
+        if settings["proportions"] and config.origin.name != TRAINED:
+            message = "synthetic targets are trained here, which needs the blocks data and train: leave it out"
+            raise config.error("duci.proportions", message)
+        if lack := [lack.what for lack in lacks(replace(session, points=x), call)]:
+            raise config.error("duci.attack", f"{call.label} lacks {' and '.join(lack)}")
         if call not in config.attacks:
             config = replace(config, attacks=(*config.attacks, call))
 
