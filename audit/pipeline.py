@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from audit import available
+from audit import available, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
-from audit.results import AttackResult, AuditResult, Check, Risk, Section, TargetResult
+from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
 from audit.risk import assess
+from audit.screening import screen
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, model_rows, train_missing
@@ -70,9 +71,10 @@ def run(config: Config) -> AuditResult:
             seen = partial(evidence, session)
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
+            screening = screen(targets, tuple(model_rows(session)), seen)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
-        result = _result(session, targets, sections, checks, risk, timings, environment(train_device))
+        result = _result(session, targets, sections, checks, risk, screening, timings, environment(train_device))
         from audit.report import write_report
 
         start = time.perf_counter()
@@ -127,12 +129,29 @@ def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tup
 def prepared(config: Config) -> Session:
     """The session of a run, after every check that needs the data. Raises UserError; writes nothing."""
     session = prepare(config)
+    _check_attacks(session)
     if session.given is None:
         _check_model(session)
     for call in config.modules:
         if check_module := MODULES.fact(call.name, "check"):
             check_module(session, **call.settings)
     return session
+
+
+def _check_attacks(session: Session) -> None:
+    """Whether these data are what each attack reads, and can give the signals that it asks for."""
+    config = session.config
+    for call in config.attacks:
+        if ATTACKS.fact(call.name, "needs_text") and not session.data.is_text:
+            others = ", ".join(name for name in ATTACKS if not ATTACKS.fact(name, "needs_text"))
+            raise config.error(
+                "audit.algorithm",
+                f"{call.name} reads the tokens of texts, and the records audited are none: choose of {others}",
+            )
+        if ATTACKS.fact(call.name, "needs_labels") and session.data.is_text:
+            raise config.error("audit.algorithm", f"{call.name} reads class labels, and texts have none")
+    if session.data.is_text and session.given is None:
+        text_signals.check(session, signals_of(config.attacks))
 
 
 def _check_model(session: Session) -> None:
@@ -147,7 +166,8 @@ def _check_model(session: Session) -> None:
             models.check(name, settings, data.input_shape, data.num_classes)
     except (ValueError, UserError) as error:
         of_adapters = str(error).startswith("adapters of type")
-        raise config.error("train.peft" if of_adapters else "train.model_name", str(error)) from None
+        key = "train.peft" if of_adapters else "train.model_name" if config.train else "model"
+        raise config.error(key, str(error)) from None
 
 
 def _result(
@@ -156,6 +176,7 @@ def _result(
     sections: list[Section],
     checks: tuple[Check, ...],
     risk: Risk,
+    screening: tuple[Screening, ...],
     timings: list[tuple[str, float]],
     where: dict[str, Any],
 ) -> AuditResult:
@@ -175,6 +196,7 @@ def _result(
         sections=tuple(sections),
         checks=checks,
         risk=risk,
+        screening=screening,
         redacted=config.audit.redact,
         ids=None if pool.ids is None else pool.ids[session.points],
         groups={name: column[session.points] for name, column in pool.groups.items()},
@@ -189,6 +211,7 @@ def check(config: Config) -> str:
     make_reproducible(config.run.threads)
     device_of(config, "train"), device_of(config, "audit")
     session = prepared(config)
+    config = session.config
     if session.given is not None:
         return "\n".join([*config.warnings(), *given_lines(session), *available.lines(session)])
     to_train = missing_models(session)
@@ -217,8 +240,8 @@ def check(config: Config) -> str:
         f"audit     {len(session.points)} points and {len(session.population)} population points, "
         f"{config.audit.queries} queries each, by {', '.join(call.label for call in config.attacks)}",
         f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): "
-        f"{len(plan.targets)} targets, {config.audit.num_ref_models} pairs of references each",
-        f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
+        f"{len(plan.targets)} targets, {_references(session)} each",
+        f"done      {len(plan.models) - len(to_train)} models trained, {_to_do(session, to_train)}",
         *(
             f"{name:<10}{one.models} {one.what}: {one.models - one.to_train} trained, {one.to_train} to train"
             for name, one in more
@@ -245,6 +268,18 @@ def given_lines(session: Session) -> list[str]:
         f"models    {len(plan.models)}: targets {', '.join(map(str, plan.targets))}, "
         f"{' or '.join(map(str, references))} references each; nothing is trained",
     ]
+
+
+def _references(session: Session) -> str:
+    counts = sorted({len(references) for references in session.plan.references})
+    if session.brought and session.config.train is None:
+        return f"{' or '.join(map(str, counts))} references"
+    return f"{session.config.audit.num_ref_models} pairs of references"
+
+
+def _to_do(session: Session, missing: list[int]) -> str:
+    given = sum(session.brought_from(model) is not None for model in missing)
+    return f"{len(missing) - given} to train" + (f", {given} given ones to read" if given else "")
 
 
 def _size(count: float) -> str:
