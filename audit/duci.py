@@ -72,7 +72,7 @@ def more(session: Session, **settings: Any) -> tuple[More, ...]:
     summary="which share of a dataset did the model train on, with an interval (Tong et al. 2025)",
     check=check,
     more=more,
-    sources=(TRAINED, "signals"),
+    sources=(TRAINED, "models", "signals"),
 )
 def duci(
     session: Session,
@@ -144,7 +144,7 @@ class Task:
         x = dataset_of(session, settings["records"], settings["where"], settings["size"])
         _check_references(session, call, settings["debias"], settings["rehearsals"])
         config, threshold = session.config, settings["threshold"]
-        if settings["proportions"] and config.origin.name != TRAINED:
+        if settings["proportions"] and config.train is None:
             message = "synthetic targets are trained here, which needs the blocks data and train: leave it out"
             raise config.error("duci.proportions", message)
         if lack := [lack.what for lack in lacks(replace(session, points=x), call)]:
