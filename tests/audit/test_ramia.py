@@ -272,7 +272,7 @@ def test_models_from_elsewhere_are_asked_about_the_same_samples(config):
 
 TEXT = """\
 run: {log_dir: LOG, random_seed: 7}
-data: {dataset: docstrings, num_records: 60, max_length: 48}
+data: {dataset: text_file, file: FILE}
 train: {model_name: {name: gpt2_tiny, width: 16, layers: 1, heads: 1}, learning_rate: 0.01, batch_size: 8, epochs: 8}
 audit: {algorithm: [LOSS], num_ref_models: 2}
 ramia:
@@ -284,7 +284,11 @@ duci: {size: 20, min_advantage: 0}
 @pytest.mark.slow
 def test_ranges_of_texts_are_told(config, capsys):
     """And the share of them that was used, by the reference attack."""
-    config.write_text(TEXT.replace("LOG", str(config.parent / "run")))
+    words = ["red", "cat", "sees", "the", "a", "old", "bird", "new", "dog", "hears", "blue", "house", "near", "sea"]
+    lines = [" ".join(stream(0, "line", i).choice(words, 12)) + "." for i in range(60)]
+    file = config.with_name("mine.txt")
+    file.write_text("\n".join(lines))
+    config.write_text(TEXT.replace("LOG", str(config.parent / "run")).replace("FILE", str(file)))
     assert run(config) == 0
     assert row(config)["range_function"] == "texts with up to 3 words replaced, drawn from the population's words"
     assert float(row(config)["auc_ramia_low"]) > 0.5 and result(config)["sample_scores"].shape == (45, 4)
@@ -296,8 +300,14 @@ def test_ranges_of_texts_are_told(config, capsys):
     for change, message in (
         ("ramia.mask_model=/no/where", "ramia.mask_model: '/no/where' cannot be loaded as a masked language model"),
         ("ramia.attack=MinK", "ramia.attack: MinK reads single tokens: on ranges, take one of whole texts"),
-        ("ramia={range_function: l2, radius: 1}", "ramia.range_function: l2 works on images and features, and docstr"),
-        ("ramia={range_function: missing_values, num_missing_feats: 1}", "missing_values works on features, and docst"),
+        (
+            "ramia={range_function: l2, radius: 1}",
+            "ramia.range_function: l2 works on images and features, and text_file has",
+        ),
+        (
+            "ramia={range_function: missing_values, num_missing_feats: 1}",
+            "missing_values works on features, and text_file has",
+        ),
     ):
         assert run(config, change) == 2
         message_ = capsys.readouterr().err
