@@ -14,8 +14,9 @@ import numpy as np
 from audit import available, blind, heat_map, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
-from audit.results import AttackResult, AuditResult, Check, Risk, Section, TargetResult
+from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
 from audit.risk import assess
+from audit.screening import screen
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of, wanted_of
 from audit.training import missing_models, model_rows, train_missing
@@ -70,10 +71,11 @@ def run(config: Config) -> AuditResult:
             seen = partial(evidence, session)
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
+            screening = screen(targets, tuple(model_rows(session)), seen)
         checks = (*blind.checks(targets), *checks)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
-        result = _result(session, targets, sections, checks, risk, timings, environment(train_device))
+        result = _result(session, targets, sections, checks, risk, screening, timings, environment(train_device))
         from audit.report import write_report
 
         start = time.perf_counter()
@@ -167,7 +169,8 @@ def _check_model(session: Session) -> None:
             models.check(name, settings, data.input_shape, data.num_classes)
     except (ValueError, UserError) as error:
         of_adapters = str(error).startswith("adapters of type")
-        raise config.error("train.peft" if of_adapters else "train.model_name", str(error)) from None
+        key = "train.peft" if of_adapters else "train.model_name" if config.train else "model"
+        raise config.error(key, str(error)) from None
 
 
 def _result(
@@ -176,6 +179,7 @@ def _result(
     sections: list[Section],
     checks: tuple[Check, ...],
     risk: Risk,
+    screening: tuple[Screening, ...],
     timings: list[tuple[str, float]],
     where: dict[str, Any],
 ) -> AuditResult:
@@ -195,6 +199,7 @@ def _result(
         sections=tuple(sections),
         checks=checks,
         risk=risk,
+        screening=screening,
         redacted=config.audit.redact,
         ids=None if pool.ids is None else pool.ids[session.points],
         groups={name: column[session.points] for name, column in pool.groups.items()},
@@ -209,6 +214,7 @@ def check(config: Config) -> str:
     make_reproducible(config.run.threads)
     device_of(config, "train"), device_of(config, "audit")
     session = prepared(config)
+    config = session.config
     if session.given is not None:
         return "\n".join([*config.warnings(), *given_lines(session), *available.lines(session)])
     to_train = missing_models(session)
@@ -237,8 +243,8 @@ def check(config: Config) -> str:
         f"audit     {len(session.points)} points and {len(session.population)} population points, "
         f"{config.audit.queries} queries each, by {', '.join(call.label for call in config.attacks)}",
         f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): "
-        f"{len(plan.targets)} targets, {config.audit.num_ref_models} pairs of references each",
-        f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
+        f"{len(plan.targets)} targets, {_references(session)} each",
+        f"done      {len(plan.models) - len(to_train)} models trained, {_to_do(session, to_train)}",
         *(
             f"{name:<10}{one.models} {one.what}: {one.models - one.to_train} trained, {one.to_train} to train"
             for name, one in more
@@ -265,6 +271,18 @@ def given_lines(session: Session) -> list[str]:
         f"models    {len(plan.models)}: targets {', '.join(map(str, plan.targets))}, "
         f"{' or '.join(map(str, references))} references each; nothing is trained",
     ]
+
+
+def _references(session: Session) -> str:
+    counts = sorted({len(references) for references in session.plan.references})
+    if session.brought and session.config.train is None:
+        return f"{' or '.join(map(str, counts))} references"
+    return f"{session.config.audit.num_ref_models} pairs of references"
+
+
+def _to_do(session: Session, missing: list[int]) -> str:
+    given = sum(session.brought_from(model) is not None for model in missing)
+    return f"{len(missing) - given} to train" + (f", {given} given ones to read" if given else "")
 
 
 def _size(count: float) -> str:
