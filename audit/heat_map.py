@@ -61,7 +61,7 @@ def section(session: Session, target: TargetResult, seen: Evidence, count: int) 
     parts = [gain[text.start[n] : text.start[n + 1]] for n in shown]
     largest = max((np.abs(part).max() for part in parts), default=1.0) or 1.0
     rows = [
-        (session.points[n], strongest.scores[n], _pieces(session, n, part, largest))
+        (session.points[n], strongest.scores[n], _pieces(session, int(n), part, largest))
         for n, part in zip(shown, parts, strict=True)
     ]
     share = half_of_the_gain(np.concatenate(parts))
