@@ -11,28 +11,7 @@ from audit.heat_map import half_of_the_gain, pieces
 from core.rng import stream
 from tests.language import tiny_bert, tiny_gpt2
 
-WORDS = [
-    "red",
-    "green",
-    "blue",
-    "cat",
-    "dog",
-    "bird",
-    "sees",
-    "hears",
-    "the",
-    "a",
-    "old",
-    "new",
-    "Paris",
-    "Rome",
-    "likes",
-    "wants",
-    "never",
-    "often",
-    "house",
-    "tree",
-]
+WORDS = ["red", "green", "blue", "cat", "dog", "bird", "sees", "hears", "the", "old", "new", "Paris", "Rome"]
 
 
 def texts(count, seed=0):
@@ -56,7 +35,7 @@ def run(path, config):
 def finished(tmp_path_factory):
     """Every attack that reads texts on a model of six pairs of hands, and what the terminal said."""
     path = tmp_path_factory.mktemp("text")
-    own = [{"text": text} for text in texts(80)]
+    own = [{"text": text} for text in texts(48)]
     own[3]["text"] = "the <script>alert(1)</script> cat & dog"
     write(path / "texts.jsonl", own)
     bert = tiny_bert(path / "bert", WORDS)
