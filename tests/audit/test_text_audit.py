@@ -35,7 +35,7 @@ def run(path, config):
 def finished(tmp_path_factory):
     """Every attack that reads texts on a model of six pairs of hands, and what the terminal said."""
     path = tmp_path_factory.mktemp("text")
-    own = [{"text": text} for text in texts(48)]
+    own = [{"text": text} for text in texts(64)]
     own[3]["text"] = "the <script>alert(1)</script> cat & dog"
     write(path / "texts.jsonl", own)
     bert = tiny_bert(path / "bert", WORDS)
