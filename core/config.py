@@ -104,6 +104,14 @@ class Audit(Block):
     privacy_game: Literal["privacy_loss_model"] = Field(
         "privacy_loss_model", description="membership of a record in the training set of a fixed model"
     )
+    blind_baseline: bool | None = Field(
+        None,
+        description="print beside each attack the AUC of classifiers that see the records and never the model; if left "
+        "out, where the members were given and not drawn by lot by this tool",
+    )
+    token_heat_map: NonNegativeInt = Field(
+        0, description="of texts: how many of the most exposed records the report shows, coloured token by token"
+    )
     redact: bool = Field(False, description="name records in the report by their ids only, without their contents")
     report_log: str = Field("report", description="folder of the report within run.log_dir", pattern=r"^[\w.-]+$")
 
