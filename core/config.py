@@ -303,7 +303,8 @@ def _training(raw: Mapping[str, Any], origin: Call | None, mistakes: Mistakes) -
     model = _call(MODELS, name, ("train", "model_name"), mistakes) if isinstance(name, str | dict) else None
     of_model = MODELS.fact(model.name, "trainer", "sgd") if model else "sgd"
     train, trainer = _block_and_call("train", "trainer", TRAINERS, raw, mistakes, default=of_model)
-    if model and trainer and TRAINERS.fact(trainer.name, "kind") != MODELS.fact(model.name, "kind"):
+    kinds = TRAINERS.fact(trainer.name, "kinds", (TRAINERS.fact(trainer.name, "kind"),)) if trainer else ()
+    if model and trainer and MODELS.fact(model.name, "kind") not in kinds:
         mistakes.append(
             (("train", "trainer"), f"{trainer.name} cannot train {model.name}: use {of_model}, or leave it out")
         )
