@@ -24,13 +24,11 @@ from core import rundir
 from core.config import TRAINED, Call, Config
 from core.errors import UserError
 from core.log import collected
-from core.metrics import roc, summarise
+from core.metrics import NOMINAL_FPRS, roc, summarise
 from core.registry import ATTACKS, MODULES, SOURCES
 from core.types import Evidence
 
 log = logging.getLogger(__name__)
-
-NOMINAL_FPRS = (0.1, 0.01, 0.001, 0.0001, 0.0)
 
 
 def run(config: Config) -> AuditResult:

@@ -18,7 +18,7 @@ from audit.workers import Lost, places, run_units
 from core import rundir
 from core.errors import StaleArtefact, UserError
 from core.log import progress
-from core.registry import TRAINERS
+from core.registry import MODELS, TRAINERS
 from core.types import Settings
 
 if TYPE_CHECKING:
@@ -236,7 +236,18 @@ def load_model(session: Session, model: int, device: torch.device) -> torch.nn.M
     """A trained model, in eval mode. Raises UserError if its file is not the one that was written."""
     network = build(session, model)
     from_files(weights_path(session, model), network, facts(session, model)["sha256"])
+    if MODELS.fact(session.config.model.name, "kind") == "estimator":
+        network.training_set = partial(_training_set, session, model)  # to answer what it was not asked yet
     return network.to(device).eval()
+
+
+def _training_set(session: Session, model: int) -> tuple[torch.Tensor, torch.Tensor]:
+    from trainers.fit import data_of
+    from trainers.resident import Resident
+
+    data = session.data
+    pool = Resident.of(data.pool, data.mean, data.std, "cpu")
+    return data_of(pool, np.flatnonzero(session.plan.member[model]))
 
 
 def facts(session: Session, model: int) -> Mapping[str, Any]:
