@@ -69,7 +69,7 @@ def run(config: Config) -> AuditResult:
             seen = partial(evidence, session)
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
-            screening = screen(targets, tuple(model_rows(session)), seen)
+            screening = screen(session, targets, tuple(model_rows(session)), seen, risk.order)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
         result = _result(session, targets, sections, checks, risk, screening, timings, environment(train_device))
