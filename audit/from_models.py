@@ -29,6 +29,7 @@ from core.types import AuditData, Plan, Records
 
 log = logging.getLogger(__name__)
 
+ANY_DATA = ("files", "original_pickle")  # datasets that hold whatever they are given
 RECIPE = ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay", "epsilon", "delta")  # kept as told
 
 
@@ -136,7 +137,7 @@ def _of_folder(config: Config, folder: Path, anywhere: bool) -> _Models:
         raise wrong(f"{path}: models of several kinds: {_listed(names)}. Put those of one kind into a folder")
     assert config.dataset
     own = config.dataset.name
-    if datasets - {own, "None"} and own in DATASETS and datasets <= DATASETS.keys():
+    if own not in ANY_DATA and datasets - {own, "None"} and own in DATASETS and datasets <= DATASETS.keys():
         raise config.error("data.dataset", f"{own}, and the models of {inner} were trained on {_listed(datasets)}")
 
     def rows(pool: Records) -> Bool[Array, "M D"]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from core.errors import UserError
 from core.mistakes import Mistakes, Path_, Source, override, unknown_key, walk
 from core.registry import ATTACKS, DATASETS, MODELS, MODULES, SOURCES, TRAINERS, Registry
+from core.safe_yaml import parse, read_text, shown
 
 TRAINED = "train"  # the source that is no block of its own: this tool trains everything
 
@@ -197,21 +198,13 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
 
     Raises UserError with one line per mistake, all of them, in the order of the file.
     """
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); shipped ones are in configs/") from None
+    text = read_text(file)
     mistakes = Mistakes()
     places: dict[Path_, str] = {}
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    node, raw = parse(text, str(file))
     if not isinstance(raw, dict):
-        raise UserError(f"{file}:1: should hold the blocks {', '.join(BLOCKS)}, got {raw!r}")
+        raise UserError(f"{file}:1: should hold the blocks {', '.join(BLOCKS)}, got {shown(raw)}")
+    raw = {str(key): value for key, value in raw.items()}
     for path, line, duplicate in walk(node):
         places[path] = f"{file}:{line}"
         if duplicate:
@@ -347,7 +340,7 @@ def _mapping(name: str, raw: Mapping[str, Any], mistakes: Mistakes) -> dict[str,
     if values is None:
         values = {}
     elif not isinstance(values, dict):
-        mistakes.append(((name,), f"should be a block of keys, got {values!r}"))
+        mistakes.append(((name,), f"should be a block of keys, got {shown(values)}"))
         values = {}
     return {str(key): value for key, value in values.items()}
 
