@@ -3,6 +3,7 @@
 from audit import (  # noqa: F401  (each registers the block of a config that switches it on)
     dp_audit,
     duci,
+    from_models,
     from_signals,
     ramia,
 )

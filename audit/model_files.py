@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def peft_of(session: Session) -> Any:
     """The settings of adapters, None where whole models are trained."""
-    return session.config.trainer.settings.get("peft")
+    trainer = session.config.trainer
+    return trainer.settings.get("peft") if trainer else None
 
 
 def weights_path(session: Session, model: int) -> Path:

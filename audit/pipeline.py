@@ -151,7 +151,8 @@ def _check_model(session: Session) -> None:
             models.check(name, settings, data.input_shape, data.num_classes)
     except (ValueError, UserError) as error:
         of_adapters = str(error).startswith("adapters of type")
-        raise config.error("train.peft" if of_adapters else "train.model_name", str(error)) from None
+        key = "train.peft" if of_adapters else "train.model_name" if config.train else "model"
+        raise config.error(key, str(error)) from None
 
 
 def _result(
@@ -193,6 +194,7 @@ def check(config: Config) -> str:
     make_reproducible(config.run.threads)
     device_of(config, "train"), device_of(config, "audit")
     session = prepared(config)
+    config = session.config
     if session.given is not None:
         return "\n".join([*config.warnings(), *given_lines(session), *available.lines(session)])
     to_train = missing_models(session)
@@ -221,8 +223,8 @@ def check(config: Config) -> str:
         f"audit     {len(session.points)} points and {len(session.population)} population points, "
         f"{config.audit.queries} queries each, by {', '.join(call.label for call in config.attacks)}",
         f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): "
-        f"{len(plan.targets)} targets, {config.audit.num_ref_models} pairs of references each",
-        f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
+        f"{len(plan.targets)} targets, {_references(session)} each",
+        f"done      {len(plan.models) - len(to_train)} models trained, {_to_do(session, to_train)}",
         *(
             f"{name:<10}{one.models} {one.what}: {one.models - one.to_train} trained, {one.to_train} to train"
             for name, one in more
@@ -249,6 +251,18 @@ def given_lines(session: Session) -> list[str]:
         f"models    {len(plan.models)}: targets {', '.join(map(str, plan.targets))}, "
         f"{' or '.join(map(str, references))} references each; nothing is trained",
     ]
+
+
+def _references(session: Session) -> str:
+    counts = sorted({len(references) for references in session.plan.references})
+    if session.brought and session.config.train is None:
+        return f"{' or '.join(map(str, counts))} references"
+    return f"{session.config.audit.num_ref_models} pairs of references"
+
+
+def _to_do(session: Session, missing: list[int]) -> str:
+    given = sum(session.brought_from(model) is not None for model in missing)
+    return f"{len(missing) - given} to train" + (f", {given} given ones to read" if given else "")
 
 
 def _size(count: float) -> str:

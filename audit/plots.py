@@ -7,6 +7,7 @@ size also keeps a curve of 50,000 points as light as one of 50.
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ MEMBER, NON_MEMBER = "#d55e00", "#0072b2"
 # white and dark. From the eighth attack on, the dashes differ.
 COLOURS = ("#1773b8", "#d55e00", "#009e73", "#9a5fc0", "#b07d00", "#2fa4c7", "#c4507f")
 DASHES = ("solid", (0, (5, 1.6)), (0, (1.5, 1.3)), (0, (6, 1.5, 1.5, 1.5)))
+PLAIN_BOX = (0.175, 0.11, 0.765, 0.86)  # of a figure without a legend: left, bottom, width, height
+LINEAR_START = -0.008  # of the linear axis of FPRs: a curve that rises at 0 is seen to do so
 BANDS_FOR_ALL = 3  # more bands than this hide each other: then only the strongest attack has one
 
 
@@ -105,11 +108,7 @@ def roc_figure(
     """
     summaries = [attack.summary for target in targets for attack in target.attacks]
     members, non_members = (min(getattr(s, side) for s in summaries) for side in ("members", "non_members"))
-    axes = (
-        new_axes((7.4, 4.9), (0.135, 0.11, 0.55, 0.82), title)
-        if legend
-        else new_axes((5.0, 4.7), (0.175, 0.11, 0.765, 0.86))
-    )
+    axes = new_axes((7.4, 4.9), (0.135, 0.11, 0.55, 0.82), title) if legend else new_axes((5.0, 4.7), PLAIN_BOX)
     start = 1 / non_members if log and non_members > 1 else 0.0
     axes.plot([start, 1], [start, 1], color=MUTED, linewidth=1, dashes=(4, 3), label="chance", zorder=1)
     if log:
@@ -119,8 +118,8 @@ def roc_figure(
     strongest_first = sorted(curves(targets, log=log), key=lambda curve: (math.isnan(curve.auc), -curve.auc))
     for depth, curve in enumerate(strongest_first):
         colour, dash = style(curve.order)
-        axes.fill_between(curve.fpr, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0, step="post")
-        axes.step(
+        band = axes.fill_between(curve.fpr, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0, step="post")
+        (line,) = axes.step(
             *(_from_left(curve) if not log else (curve.fpr, curve.tpr)),
             where="post",
             color=colour,
@@ -129,11 +128,13 @@ def roc_figure(
             label=_legend(curve),
             zorder=20 - min(depth, 15),
         )
+        band.set_gid(f"attack-{curve.order}")
+        line.set_gid(f"attack-{curve.order}")
     if log:
         axes.set(xscale="log", yscale="log")
         axes.set(xlim=(start, 1), ylim=(start, 1.15))
     else:
-        axes.set(xlim=(-0.008, 1), ylim=(0, 1.008))
+        axes.set(xlim=(LINEAR_START, 1), ylim=(0, 1.008))
     axes.set_xlabel(f"False positive rate (of {non_members:,} non-members)")
     axes.set_ylabel(f"True positive rate (of {members:,} members)")
     for axis in (axes.xaxis, axes.yaxis):
@@ -150,6 +151,18 @@ def roc_figure(
             fontsize=9,
         )
     return axes.figure
+
+
+def readable(targets: Sequence[TargetResult], *, log: bool) -> str:
+    """The curves of `roc_figure` without a legend as JSON for the page's script: 201 points each, strongest first."""
+    shown = sorted(curves(targets, log=log), key=lambda curve: -np.nan_to_num(curve.auc))
+    left, _, width, _ = PLAIN_BOX
+    start = float(shown[0].fpr[0]) if log else LINEAR_START
+    attacks = [{"name": c.attack, "order": c.order, "tpr": c.tpr[::3].round(5).tolist()} for c in shown]
+    fpr = [float(f"{x:.6g}") for x in shown[0].fpr[::3]]
+    return json.dumps(
+        {"log": log, "left": left, "width": width, "start": start, "end": 1, "fpr": fpr, "attacks": attacks}
+    )
 
 
 def draw_promise(axes: Axes, epsilon: float, delta: float, start: float = 0.0) -> None:
@@ -255,6 +268,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     text = buffer.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="attack-(\d+)"', r'<g data-attack="\1"', body)
     body = re.sub(r'<g id="[^"]*"', "<g", body)  # the same in every figure, and nothing refers to them
     body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
     body = re.sub(r"(\.\d\d)\d+", r"\1", body)  # a hundredth of a point is finer than any screen

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +120,8 @@ def time_analysis(result: AuditResult, now: datetime) -> str:
 
 def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
     """index.html: everything inline, no network, every value escaped."""
+    from markupsafe import Markup
+
     environment = templates.environment()
     environment.filters |= {
         "auc": auc_text,
@@ -130,14 +134,19 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         "count": lambda number: f"{number:,}",
     }
     ranked = tables.by_strength(averages)
+    script, digest = _script()
     return environment.get_template("report.html.j2").render(
         result=result,
+        script=Markup(script),
+        script_digest=digest,
+        curves=[plots.readable(result.targets, log=log) for log in (False, True)],
         ranked=ranked,
         best=ranked[0],
         headline=tables.headline(ranked[0]),
         verdict=tables.verdict(result, ranked),
         several=len(result.targets) > 1,
         swatch={row.attack: _swatch(row.order) for row in ranked},
+        agreement=tables.agreement(result).tolist() if len(ranked) > 1 else None,
         accusations=_accusations(ranked[0]),
         priors=PRIORS,
         roles=_roles(result.models),
@@ -153,6 +162,12 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         most_groups=MOST_GROUPS,
         redacted=result.redacted,
     )
+
+
+def _script() -> tuple[str, str]:
+    """The page's own script, and its digest: the page lets no other one run."""
+    text = (Path(templates.__file__).parent / "report.js").read_text()
+    return text, b64encode(sha256(text.encode()).digest()).decode()
 
 
 def _figures(result: AuditResult, best: tables.AttackAverage) -> dict[str, Any]:

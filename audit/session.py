@@ -6,7 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ from core.types import AuditData, Plan, Records
 
 
 @dataclass(frozen=True)
+class Brought:
+    """A model that was trained elsewhere."""
+
+    path: Path
+    sha256: str  # of the file
+    told: Mapping[str, Any]  # what its metadata say of how it was trained
+
+
+@dataclass(frozen=True)
 class Session:
     config: Config
     data: AuditData
@@ -34,6 +44,7 @@ class Session:
     population: Int[Array, " P"]  # indices into the population
     pool_digest: str
     population_digest: str
+    brought: Mapping[int, Brought] = field(default_factory=dict)  # models that were trained elsewhere
     given: Given | None = None  # signals that were brought along, in the place of models
     name: str = ""  # of another set of models beside the run's own: `replace(session, name="duci", plan=…)`
 
@@ -41,6 +52,10 @@ class Session:
     def folder(self) -> Path:
         """Where this set of models and its signals are kept."""
         return self.config.run.log_dir / self.name
+
+    def brought_from(self, model: int) -> Brought | None:
+        """Where a model of the run's own set came from, if it was not trained here."""
+        return None if self.name else self.brought.get(model)
 
     @property
     def dataset(self) -> str:
@@ -88,12 +103,12 @@ def prepare(config: Config) -> Session:
         plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed),
         points=choose(len(data.pool), audit.data_size, run.random_seed, "points"),
         population=choose(len(data.population), audit.population_size, run.random_seed, "population"),
-        pool_digest=_digest(data, data.pool),
-        population_digest=_digest(data, data.population),
+        pool_digest=records_digest(data, data.pool),
+        population_digest=records_digest(data, data.population),
     )
 
 
-def _digest(data: AuditData, records: Records) -> str:
+def records_digest(data: AuditData, records: Records) -> str:
     """Of all that a model sees of these records."""
     return digest(records.x, records.y, data.mean, data.std, *([] if records.lengths is None else [records.lengths]))
 
@@ -107,7 +122,7 @@ def _tokenised(config: Config, data: AuditData) -> AuditData:
     from dataset.tokens import byte_pairs, tokenised
     from models.language import context_of, pretrained, tokenizer_json
 
-    named = [name for name in (config.data.tokenizer, config.train.tokenizer) if name]
+    named = [name for name in (config.data.tokenizer, config.train and config.train.tokenizer) if name]
     if len(set(named)) > 1:
         raise config.error(
             "train.tokenizer", f"{named[1]!r}, but data.tokenizer is {named[0]!r}: they are the same thing"

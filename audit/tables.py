@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from numpy import ndarray as Array
 
 from audit.results import AttackResult, AuditResult, TargetResult
@@ -191,6 +191,21 @@ def _some_point_beats_guessing(result: AuditResult) -> bool:
         tpr_at_fpr(a.scores, member, fpr, level=1 - (1 - a.summary.level) / len(looks)).tpr.low > fpr
         for a, member, fpr in looks
     )
+
+
+def agreement(result: AuditResult, nominal_fpr: float = 0.1) -> Float[Array, "A A"]:
+    """[a, b]: of the members that attack a finds at this FPR, the share that attack b finds too; mean over targets.
+
+    Attacks in the order of audit.algorithm. NaN where a finds none.
+    """
+    of_targets = []
+    for target in result.targets:
+        points = [tpr_at_fpr(a.scores, target.member, nominal_fpr).threshold for a in target.attacks]
+        found = np.array([a.scores >= t for a, t in zip(target.attacks, points, strict=True)])[:, target.member]
+        both = (found[:, None] & found[None, :]).sum(axis=2)
+        with np.errstate(invalid="ignore"):
+            of_targets.append(both / found.sum(axis=1)[:, None])
+    return np.mean(of_targets, axis=0)
 
 
 def average_rows(rows: Sequence[AttackAverage]) -> list[Row]:

@@ -27,8 +27,14 @@ log = logging.getLogger(__name__)
 
 def stamp(session: Session, model: int) -> dict[str, Any]:
     """Everything that model `model` is a function of."""
+    if brought := session.brought_from(model):
+        of = session.config.settings()
+        made = {key: value for key, value in of.items() if key.startswith("train.model_name")}
+        made |= {"given file (sha256)": brought.sha256}
+    else:
+        made = session.config.settings()
     return {
-        **session.config.settings(),
+        **made,
         "model number": model,
         "pool records (sha256)": session.pool_digest,
         "its training set (sha256)": rundir.digest(np.packbits(session.plan.member[model])),
@@ -53,6 +59,12 @@ def train_missing(session: Session, device: torch.device) -> None:
     missing = missing_models(session)
     _write_memberships(session)
     write_metadata(session)
+    if given := [model for model in missing if session.brought_from(model)]:
+        from audit.from_models import bring_in
+
+        bring_in(session, given, device)
+        write_metadata(session)
+        missing = [model for model in missing if model not in given]
     if not missing:
         log.info("models: all %d are there", len(session.plan.models))
         return
@@ -145,18 +157,23 @@ def _train_stack(session: Session, stack: list[int], pool: Any, population: Any)
     streams = [session.stream("train", m) for m in stack]
     trained = TRAINERS[config.trainer.name](fresh, pool, members, streams, **config.trainer.settings)
     seconds = (time.perf_counter() - start) / len(stack)
-    for number, model in zip(stack, trained, strict=True):
-        _write(session, number, model, seconds, pool, population)
+    of_trainer = TRAINERS.fact(config.trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
+    for number, model, member in zip(stack, trained, members, strict=True):
+        more = of_trainer(config.trainer.settings, int(member.sum()))
+        device = str(pool.x.device)
+        write_model(session, number, model, pool, population, seconds=round(seconds, 3), device=device, **more)
 
 
-def _write(session: Session, number: int, model: torch.nn.Module, seconds: float, pool: Any, population: Any) -> None:
-    """The model's file and stamp, with what it is good for as facts."""
+def write_model(
+    session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, **facts: Any
+) -> None:
+    """The model's file and stamp, with what it is good for as further facts."""
     if session.data.is_text:
         from trainers.text import accuracy_and_loss
     else:
         from trainers.evaluate import accuracy_and_loss
 
-    trainer, member = session.config.trainer, session.plan.member[number]
+    member = session.plan.member[number]
     train_acc, train_loss = accuracy_and_loss(model, pool, np.flatnonzero(member), session.config.audit.batch_size)
     test_acc, test_loss = accuracy_and_loss(model, population, None, session.config.audit.batch_size)
     path = weights_path(session, number)
@@ -164,7 +181,6 @@ def _write(session: Session, number: int, model: torch.nn.Module, seconds: float
     weights = files.pop(path.name)
     for name, content in files.items():  # before the weights, which carry the stamp
         rundir.write_atomic(path.parent / name, lambda file, content=content: file.write(content))
-    of_trainer = TRAINERS.fact(trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
     rundir.make(
         path,
         stamp(session, number),
@@ -175,13 +191,12 @@ def _write(session: Session, number: int, model: torch.nn.Module, seconds: float
         test_acc=test_acc,
         train_loss=train_loss,
         test_loss=test_loss,
-        seconds=round(seconds, 3),
-        device=str(pool.x.device),
-        **of_trainer(trainer.settings, int(member.sum())),
+        **facts,
     )
     log.info(
-        "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %.1f s",
-        *(number, train_acc, test_acc, train_loss, test_loss, seconds),
+        "model %4d  train accuracy %.3f  test accuracy %.3f  train loss %.3f  test loss %.3f  %s",
+        *(number, train_acc, test_acc, train_loss, test_loss),
+        f"{facts['seconds']:.1f} s" if "seconds" in facts else f"from {facts['given']}",
     )
 
 
@@ -217,13 +232,17 @@ def model_rows(session: Session) -> Iterator[dict[str, Any]]:
 
 def write_metadata(session: Session) -> None:
     """models_metadata.json: one entry a finished model, with the keys that the original tool writes, and ours."""
-    config, settings = session.config, session.config.trainer.settings
+    config = session.config
+    recipe = ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
+
+    def trained(model: int) -> dict[str, Any]:
+        """How it was trained here; of a model from elsewhere that is among its facts, as far as it is known."""
+        return {} if session.brought_from(model) else {key: config.trainer.settings.get(key) for key in recipe}
+
     entries = {
         str(row["id"]): {
             **{key: value for key, value in row.items() if key != "id"},
-            **{
-                key: settings.get(key) for key in ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay")
-            },
+            **trained(row["id"]),
             "model_name": config.model.name,
             # Beside this file, wherever the folder is moved.
             "model_path": str(weights_path(session, row["id"]).relative_to(session.folder / "models")),

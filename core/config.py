@@ -224,7 +224,7 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
     origin = _origin(raw, mistakes)
     used = _used(origin, raw)
     data, dataset = _block_and_call("data", "dataset", DATASETS, raw, mistakes) if "data" in used else (None, None)
-    model, train, trainer = _training(raw, mistakes) if "train" in used else (None, None, None)
+    model, train, trainer = _training(raw, origin, mistakes) if "train" in used else (None, None, None)
     attacks = _attacks(audit, origin, mistakes) if audit and origin else ()
     modules = [
         _bound(MODULES, name, _mapping(name, raw, mistakes), (name,), mistakes, (name,))
@@ -296,8 +296,11 @@ def _modules(origin: Call | None, raw: Mapping[str, Any], mistakes: Mistakes) ->
     return found
 
 
-def _training(raw: Mapping[str, Any], mistakes: Mistakes) -> tuple[Call | None, Any, Call | None]:
+def _training(raw: Mapping[str, Any], origin: Call | None, mistakes: Mistakes) -> tuple[Call | None, Any, Call | None]:
     """The model, the block `train`, and the trainer: the one that is named, or else the model's own."""
+    given = _fact(origin, "architecture", lambda settings: None)(origin.settings) if origin else None
+    if given and isinstance(raw.get("train"), dict) and "model_name" not in raw["train"]:
+        raw = {**raw, "train": {**raw["train"], "model_name": given}}  # what is given is of this kind
     name = _mapping("train", raw, Mistakes()).get("model_name")
     model = _call(MODELS, name, ("train", "model_name"), mistakes) if isinstance(name, str | dict) else None
     of_model = MODELS.fact(model.name, "trainer", "sgd") if model else "sgd"
@@ -410,6 +413,15 @@ def _attacks(audit: Audit, origin: Call, mistakes: Mistakes) -> tuple[Call, ...]
         needs = " and ".join(f"{call.label} needs {min_pairs(call)}" for call in short)
         mistakes.append((("audit", "num_ref_models"), f"{audit.num_ref_models} is too few: {needs}"))
     return tuple(calls.values())
+
+
+def bound_model(written: str | dict[str, Any], path: Path_, source: Source) -> Call:
+    """A model that something else than `train.model_name` names. Raises UserError at the place of `path`."""
+    mistakes = Mistakes()
+    call = _call(MODELS, written, path, mistakes)
+    mistakes.raise_if_any(source)
+    assert call
+    return call
 
 
 def min_pairs(call: Call) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -19,9 +21,10 @@ class Registry(dict[str, Callable]):
     imported file; nothing in a YAML file can import code. Names match whatever their case.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, plugins: bool = False) -> None:
         super().__init__()
         self.kind = kind
+        self.plugins = plugins  # whether a name may be `file:function` of a --plugin file
         self.facts: dict[str, dict[str, Any]] = {}
 
     def register(self, name: str, **facts: Any) -> Callable[[Callable], Callable]:
@@ -41,7 +44,21 @@ class Registry(dict[str, Callable]):
         """The registered spelling of `name`, or None. `prefix/*` and `prefix:*` match any name with that prefix."""
         folded = name.casefold()
         exact = next((known for known in self if known.casefold() == folded), None)
-        return exact or next((k for k in self if k.endswith("*") and folded.startswith(k[:-1].casefold())), None)
+        prefix = next((k for k in self if k.endswith("*") and folded.startswith(k[:-1].casefold())), None)
+        return exact or prefix or (self._of_plugin(name) if self.plugins else None)
+
+    def _of_plugin(self, name: str) -> str | None:
+        """`file:function` of a file given by --plugin, registered when it is first asked for.
+
+        Only functions that the file itself defines: a config cannot name code that the command line did not.
+        """
+        file, _, attribute = name.partition(":")
+        module = sys.modules.get(f"plugin.{file}")
+        function = getattr(module, attribute, None)
+        if not inspect.isfunction(function) or module is None or function.__module__ != module.__name__:
+            return None
+        self[name], self.facts[name] = _builder(function), {}
+        return name
 
     def rest(self, name: str) -> list[str]:
         """What a `prefix*` entry matched, its further positional argument: ["resnet50"] of torchvision/resnet50."""
@@ -55,6 +72,11 @@ class Registry(dict[str, Callable]):
 
     def unknown(self, name: str) -> str:
         """The message for a name that is not here, with what may have been meant."""
+        if self.plugins and ":" in name:
+            file, _, function = name.partition(":")
+            if f"plugin.{file}" not in sys.modules:
+                return f"no plug-in is called {file!r}: give its file on the command line, --plugin {file}.py"
+            return f"the plug-in {file} defines no function {function!r}"
         by_folded = {known.casefold(): known for known in self}
         near = [by_folded[folded] for folded in get_close_matches(name.casefold(), by_folded)]
         if near:
@@ -74,6 +96,14 @@ class Registry(dict[str, Callable]):
         checked = self.schema(name)(**settings)
         own = {field: getattr(checked, field) for field in type(checked).model_fields}
         return own | (checked.model_extra or {})
+
+
+def _builder(function: Callable) -> Callable:
+    """A user's function as a registered one: what it does not ask for, it is not given."""
+    wanted = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    if wanted:
+        return function
+    return functools.wraps(function)(lambda *_, **settings: function(**settings))
 
 
 @cache
@@ -97,7 +127,7 @@ def _type(annotation: Any, fn: Callable) -> Any:
 
 
 DATASETS = Registry("dataset")
-MODELS = Registry("model")
+MODELS = Registry("model", plugins=True)
 TRAINERS = Registry("trainer")
 ATTACKS = Registry("attack")
 MODULES = Registry("audit module")  # blocks of a config that switch more audits on: ramia, duci, dp_audit

@@ -83,7 +83,8 @@ def _pickle(content: bytes, path: Path) -> Any:
         """As torch._utils._rebuild_tensor_v2, without the hooks that a pickle could hand over."""
         if not isinstance(storage, torch.storage.TypedStorage):
             raise UserError(f"{path} is refused: a tensor in it is made of something else than numbers")
-        if offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) >= max(len(storage), 1):
+        numbers = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+        if offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) >= max(numbers, 1):
             raise UserError(f"{path} is refused: a tensor of shape {tuple(size)} reaches beyond its numbers")
         empty = torch.empty(0, dtype=storage.dtype)
         return empty.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
@@ -133,8 +134,9 @@ def fit(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], what: str
     import torch
 
     wanted = network.state_dict()
-    counters = [name for name in wanted if name.endswith("num_batches_tracked") and name not in weights]
-    missing = [name for name in wanted if name not in weights and name not in counters]
+    there = {_address(tensor) for name, tensor in wanted.items() if name in weights}  # a tied weight has several names
+    spare = [name for name, tensor in wanted.items() if name not in weights and _is_spare(name, tensor, there)]
+    missing = [name for name in wanted if name not in weights and name not in spare]
     unexpected = [name for name in weights if name not in wanted]
     other = [
         f"{name} {tuple(weights[name].shape)} where {tuple(wanted[name].shape)} is needed"
@@ -145,7 +147,16 @@ def fit(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], what: str
     if found := [f"{word} {_few(names)}" for word, names in complaints if names]:
         raise UserError(f"{what} does not fit the architecture: it {'; it '.join(found)}")
     with torch.no_grad():
-        network.load_state_dict({**{name: wanted[name] for name in counters}, **weights})
+        network.load_state_dict(weights, strict=False)
+
+
+def _is_spare(name: str, tensor: torch.Tensor, there: set[tuple[int, tuple[int, ...]]]) -> bool:
+    """Whether a file may leave it out: a counter that no answer depends on, or a tensor that has another name, too."""
+    return name.endswith("num_batches_tracked") or (tensor.numel() > 0 and _address(tensor) in there)
+
+
+def _address(tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    return tensor.data_ptr(), tuple(tensor.shape)
 
 
 def _few(names: list[str]) -> str:
