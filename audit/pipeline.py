@@ -80,7 +80,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
 
         start = time.perf_counter()
         with waiting("write the report"):
-            write_report(result, config.report_dir)
+            write_report(result, config.report_dir, log_times=not only_report)
         log.info("report: %.1f s, in %s", time.perf_counter() - start, config.report_dir)
     return result
 
