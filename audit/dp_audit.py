@@ -84,8 +84,9 @@ def dp_audit(
 
     run.num_experiments models are trained of each kind; each is an audit of its own, at its share of the error.
 
-    - canary_dataset: kinds of canaries: mislabelled, natural, blank, random_noise, out_of_distribution, clipbkd;
-      dirac_gradient and random_gradient are put into DP-SGD as gradients and looked for in every step (white box)
+    - canary_dataset: kinds of canaries: mislabelled, natural, blank, random_noise, out_of_distribution, clipbkd,
+      adversarial; of texts: random_tokens, natural; dirac_gradient and random_gradient are put into DP-SGD as gradients
+      and looked for in every step (white box)
     - canary_size: canaries of each kind, each a member with probability 1/2
     - training_alg: dp (DP-SGD), nondp (as `train:` says), or both
     - attack: whose scores the guesses follow; the first of audit.algorithm if left out

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from audit import training
+from audit.dp_audit_canaries import canaries_of
 from audit.session import Session, device_of
 from audit.signals import compute_missing, evidence
 from core import rundir
@@ -20,7 +21,7 @@ from core.errors import UserError
 from core.log import progress
 from core.registry import ATTACKS
 from core.types import Evidence, Plan, Settings
-from dataset.canaries import membership, with_canaries
+from dataset.canaries import membership
 
 if TYPE_CHECKING:
     import torch
@@ -107,15 +108,16 @@ def sessions(session: Session, arm: Arm, count: int) -> tuple[Session, Session]:
     a target on each canary by the toss of a coin, a reference on none.
     """
     assert arm.trainer is not None and arm.attack is not None
-    made = with_canaries(session.data, arm.kind, count, session.stream("dp_audit", "canaries", arm.kind))
+    made = canaries_of(session, arm.kind, count)
     pool = made.data.pool
+    lengths = () if pool.lengths is None else (pool.lengths,)
     config = replace(session.config, trainer=arm.trainer, attacks=(arm.attack,))
     here = replace(
         session,
         config=config,
         data=made.data,
         points=made.canaries,
-        pool_digest=rundir.digest(pool.x, pool.y, made.data.mean, made.data.std),
+        pool_digest=rundir.digest(pool.x, pool.y, made.data.mean, made.data.std, *lengths),
         name=f"dp_audit/{arm.name}",
     )
     runs = range(config.run.num_experiments)
@@ -182,8 +184,11 @@ def _trained(
     import models
     from trainers.dp_loop import GradientCanaries
     from trainers.dp_sgd import train_one
-    from trainers.evaluate import accuracy_and_loss
 
+    if here.data.is_text:
+        from trainers.text import accuracy_and_loss
+    else:
+        from trainers.evaluate import accuracy_and_loss
     assert arm.trainer is not None
     config, shape, classes = here.config, here.data.input_shape, here.data.num_classes
     model = models.build(config.model.name, config.model.settings, shape, classes, here.stream("init", t))

@@ -12,13 +12,15 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from audit.dp_audit_canaries import ADVERSARIAL, check_adversarial
 from audit.dp_audit_runs import GRADIENTS, Arm, check_size
 from audit.session import Session
 from core.config import Call, Config, min_pairs
 from core.errors import UserError
+from core.log import quiet
 from core.registry import ATTACKS, TRAINERS, Registry
-from core.types import Evidence
-from dataset.canaries import CANARIES, with_canaries
+from core.types import AuditData, Evidence
+from dataset.canaries import CANARIES, check_kind, with_canaries
 from modules.dp_audit import (
     Bonferroni,
     Calibrated,
@@ -177,11 +179,12 @@ def _arms(
     delta: float,
 ) -> tuple[Arm, ...]:
     config = session.config
-    kinds = _distinct(config, "canary_dataset", kinds)
-    trainings = _distinct(config, "training_alg", trainings)
+    kinds = _distinct(config, session.data, "canary_dataset", kinds)
+    trainings = _distinct(config, session.data, "training_alg", trainings)
     call = config.attacks[0] if attack is None else _call(config, ATTACKS, "attack", attack)
     models = (references or max(config.audit.num_ref_models, 1)) if min_pairs(call) else 0
-    _check_attack(config, call, models)
+    if not session.data.is_text:
+        _check_attack(config, call, models)
     arms: list[Arm] = []
     for training in trainings:
         for kind in kinds:
@@ -203,19 +206,25 @@ def _arms(
     return tuple(arms)
 
 
-def _distinct(config: Config, key: str, value: str | tuple[str, ...]) -> tuple[str, ...]:
+def _distinct(config: Config, data: AuditData, key: str, value: str | tuple[str, ...]) -> tuple[str, ...]:
     values = (value,) if isinstance(value, str) else value
     if key == "canary_dataset":
-        values = tuple(name if name in GRADIENTS else _kind(config, SAME.get(name, name)) for name in values)
+        made = (*GRADIENTS, ADVERSARIAL)
+        values = tuple(name if name in made else _kind(config, data, SAME.get(name, name)) for name in values)
     if not values or len(set(values)) < len(values):
         raise config.error(f"dp_audit.{key}", f"should be one or several different names, got {value!r}")
     return values
 
 
-def _kind(config: Config, name: str) -> str:
+def _kind(config: Config, data: AuditData, name: str) -> str:
     found = CANARIES.find(name)
     if found is None:
-        raise config.error("dp_audit.canary_dataset", f"{CANARIES.unknown(name)}; white box: {', '.join(GRADIENTS)}")
+        others = ", ".join((ADVERSARIAL, *GRADIENTS))
+        raise config.error("dp_audit.canary_dataset", f"{CANARIES.unknown(name)}; not records of the data: {others}")
+    try:
+        check_kind(data, found)
+    except UserError as error:
+        raise config.error("dp_audit.canary_dataset", str(error)) from None
     return found
 
 
@@ -224,6 +233,9 @@ def _fixed(session: Session, kind: str, count: int) -> int:
     if kind in GRADIENTS:
         return len(session.data.pool)
     try:
+        if kind == ADVERSARIAL:  # made of the population, by a model that is not trained yet
+            check_adversarial(session, count)
+            return len(session.data.pool)
         return with_canaries(session.data, kind, count, session.stream("dp_audit", "canaries", kind)).fixed
     except UserError as error:
         raise session.config.error("dp_audit.canary_size", str(error)) from None
@@ -236,6 +248,8 @@ def dp_trainer(config: Config, given: Mapping[str, Any], delta: float, public_si
     """
     from trainers.dp_sgd import check_noise
 
+    if config.trainer.settings.get("peft"):
+        raise config.error("train.peft", "DP-SGD here trains whole models, not adapters: leave it out")
     fields = TRAINERS.schema("dp_sgd").model_fields
     settings = {key: value for key, value in config.trainer.given.items() if key in fields}
     if {"noise_multiplier", "target_epsilon"} & given.keys():
@@ -297,7 +311,7 @@ def _check_attack(config: Config, call: Call, references: int) -> None:
     also = ATTACKS.fact(call.name, "signals")
     names = [one.name for one in also(call.settings)] if also else []
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), quiet("modules"):
             scores = ATTACKS[call.name](replace(base, also=dict.fromkeys(names, base)), **call.settings)
         wrong = "it gives no number for them" if np.isnan(scores).any() else ""
     except ValueError as error:

@@ -85,9 +85,7 @@ def _judge(
     return Judged(attack, measure, limit, found, outcome, known and not above and not within)
 
 
-def _found(
-    targets: Sequence[FinishedTarget], attack: str, fpr: float | None, level: float
-) -> tuple[Estimate, bool]:
+def _found(targets: Sequence[FinishedTarget], attack: str, fpr: float | None, level: float) -> tuple[Estimate, bool]:
     """Mean over targets with its interval (over records, of a single one), and whether the records resolve it."""
     if fpr is None:
         values, resolvable = [auc_interval(t.scores[attack], t.member, level=level) for t in targets], True
@@ -133,7 +131,12 @@ def lines(ruling: Ruling) -> list[str]:
     undecided = sum(one.undecided for one in ruling.judged)
     over = f"over {ruling.targets} targets" if ruling.targets > 1 else "of this target model"
     rule = "fail unless all of the interval is within" if ruling.gate.strict else "fail if all of the interval is above"
-    return [*table, "", f"Intervals {over}, {100 * ruling.level:.4g}%. Rule: {rule} the limit.", _says(ruling, undecided)]
+    return [
+        *table,
+        "",
+        f"Intervals {over}, {100 * ruling.level:.4g}%. Rule: {rule} the limit.",
+        _says(ruling, undecided),
+    ]
 
 
 def _says(ruling: Ruling, undecided: int) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from audit import available, runtime
+from audit import available, runtime, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
-from audit.results import AttackResult, AuditResult, Check, Risk, Section, TargetResult
+from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
 from audit.risk import assess
+from audit.screening import screen
 from audit.session import Session, device_of, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, model_rows, train_missing
@@ -73,9 +74,11 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
             seen = partial(evidence, session)
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
+            screening = screen(targets, tuple(model_rows(session)), seen)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
-        result = runtime.end(_result(session, targets, sections, checks, risk, timings, where), config, only_report)
+        result = _result(session, targets, sections, checks, risk, screening, timings, where)
+        result = runtime.end(result, config, only_report)
         from audit.report import write_report
 
         start = time.perf_counter()
@@ -131,12 +134,29 @@ def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tup
 def prepared(config: Config) -> Session:
     """The session of a run, after every check that needs the data. Raises UserError; writes nothing."""
     session = prepare(config)
+    _check_attacks(session)
     if session.given is None:
         _check_model(session)
     for call in config.modules:
         if check_module := MODULES.fact(call.name, "check"):
             check_module(session, **call.settings)
     return session
+
+
+def _check_attacks(session: Session) -> None:
+    """Whether these data are what each attack reads, and can give the signals that it asks for."""
+    config = session.config
+    for call in config.attacks:
+        if ATTACKS.fact(call.name, "needs_text") and not session.data.is_text:
+            others = ", ".join(name for name in ATTACKS if not ATTACKS.fact(name, "needs_text"))
+            raise config.error(
+                "audit.algorithm",
+                f"{call.name} reads the tokens of texts, and the records audited are none: choose of {others}",
+            )
+        if ATTACKS.fact(call.name, "needs_labels") and session.data.is_text:
+            raise config.error("audit.algorithm", f"{call.name} reads class labels, and texts have none")
+    if session.data.is_text and session.given is None:
+        text_signals.check(session, signals_of(config.attacks))
 
 
 def _check_model(session: Session) -> None:
@@ -161,6 +181,7 @@ def _result(
     sections: list[Section],
     checks: tuple[Check, ...],
     risk: Risk,
+    screening: tuple[Screening, ...],
     timings: list[tuple[str, float]],
     where: dict[str, Any],
 ) -> AuditResult:
@@ -180,6 +201,7 @@ def _result(
         sections=tuple(sections),
         checks=checks,
         risk=risk,
+        screening=screening,
         redacted=config.audit.redact,
         ids=None if pool.ids is None else pool.ids[session.points],
         groups={name: column[session.points] for name, column in pool.groups.items()},

@@ -22,6 +22,7 @@ from audit import plots, risk_report, tables, templates
 from audit.results import AuditResult, TargetResult
 from audit.summary import latex, summary
 from core.metrics import ENOUGH_FALSE_POSITIVES, ppv
+from core.registry import ATTACKS
 from core.rundir import write_atomic, write_json, write_text
 from core.types import Estimate
 
@@ -146,6 +147,7 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         verdict=tables.verdict(result, ranked),
         several=len(result.targets) > 1,
         swatch={row.attack: _swatch(row.order) for row in ranked},
+        screened_attacks=[row.attack for row in ranked if _without_references(row.attack)],
         agreement=tables.agreement(result).tolist() if len(ranked) > 1 else None,
         accusations=_accusations(ranked[0]),
         priors=PRIORS,
@@ -162,6 +164,12 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         most_groups=MOST_GROUPS,
         redacted=result.redacted,
     )
+
+
+def _without_references(label: str) -> bool:
+    """Whether an attack of this report needs no reference models."""
+    name = label.partition(" (")[0]
+    return name in ATTACKS and not ATTACKS.fact(name, "needs_references", True)
 
 
 def _script() -> tuple[str, str]:

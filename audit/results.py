@@ -129,6 +129,21 @@ class Risk:
 
 
 @dataclass(frozen=True)
+class Screening:
+    """One target, without references."""
+
+    target: int
+    gap: float | None  # training accuracy minus test accuracy
+    tail_tnr: Estimate  # share of non-members that are ruled out while 99% of the members are kept
+    tail_resolvable: bool
+
+    @property
+    def gap_attack(self) -> float | None:
+        """Balanced accuracy of "a member if it is classified correctly" (Yeom et al. 2018, Sec. 3.2)."""
+        return None if self.gap is None else (1 + self.gap) / 2
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """A whole run, ready to be written down."""
 
@@ -146,6 +161,7 @@ class AuditResult:
     sections: tuple[Section, ...] = ()
     checks: tuple[Check, ...] = ()  # of the audit itself
     risk: Risk | None = None  # of single records and groups
+    screening: tuple[Screening, ...] = ()  # without references
     redacted: bool = False  # the report names records, and does not show them
     ids: Shaped[Array, " N"] | None = None  # what the data's owner calls each record
     groups: Mapping[str, Shaped[Array, " N"]] = field(default_factory=dict)  # further columns of the records

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from audit import text_signals
 from audit.session import Session
 from audit.training import facts, load_model
 from audit.workers import Lost, run_units
@@ -56,9 +57,15 @@ def missing_signals(session: Session) -> dict[int, list[Wanted]]:
         for where in ("points", "population"):
             for signal in signals_of(session.config.attacks):
                 wanted = Wanted(model, where, signal)
-                if not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
+                if asked(session, wanted) and not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
                     missing.setdefault(model, []).append(wanted)
     return missing
+
+
+def asked(session: Session, wanted: Wanted) -> bool:
+    """Whether there is such a file: not every signal is of the population, or of references."""
+    of_set = wanted.where == "points" or wanted.signal.of_population
+    return of_set and text_signals.asked(session, wanted.model, wanted.signal)
 
 
 def path_of(session: Session, wanted: Wanted) -> Path:
@@ -76,6 +83,7 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         "indices (sha256)": rundir.digest(_records(session, wanted.where)),
         "audit.queries": session.config.audit.queries,
         "signal": wanted.signal.name,
+        **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
     }
 
 
@@ -90,6 +98,7 @@ def compute_missing(session: Session, device: torch.device) -> None:
         log.info("signals: all there")
         return
     start = time.perf_counter()
+    text_signals.make_neighbours(session, signals_of(session.config.attacks), device)
     units = run_units(list(missing.values()), partial(_asker, session), device, session.config.run.workers)
     for files, failure in progress(units, "querying models", total=len(missing)):
         if isinstance(failure, Lost):
@@ -112,20 +121,10 @@ def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], N
 
 def _ask(session: Session, resident: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:
     """Ask one model for all of its `files`, and write them."""
-    from trainers.evaluate import signals
-
-    model = files[0].model
-    network = load_model(session, model, device)
+    network = load_model(session, files[0].model, device)
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where]
-        columns = signals(
-            network,
-            resident[where],
-            _records(session, where),
-            wanted=[wanted.signal for wanted in of_set],
-            batch_size=session.config.audit.batch_size,
-            queries=session.config.audit.queries,
-        )
+        columns = _columns(session, network, resident[where], of_set, device)
         for wanted, column in zip(of_set, columns, strict=True):
             _write(session, wanted, column)
 
@@ -138,11 +137,28 @@ def _write(session: Session, wanted: Wanted, column: np.ndarray) -> None:
     rundir.make(path_of(session, wanted), stamp(session, wanted), write)
 
 
+def _columns(
+    session: Session, network: torch.nn.Module, resident: Any, files: Sequence[Wanted], device: torch.device
+) -> Sequence[np.ndarray]:
+    """What a model says of one point set, in the signals of these files."""
+    from trainers.evaluate import signals
+
+    audit, records = session.config.audit, _records(session, files[0].where)
+    wanted = [file.signal for file in files]
+    if session.data.is_text:
+        load = lambda model: load_model(session, model, device)  # noqa: E731
+        found = text_signals.columns(session, network, resident, records, wanted, model=files[0].model, load=load)
+        return [found[signal] for signal in wanted]
+    options = {"batch_size": audit.batch_size, "queries": audit.queries}
+    return list(signals(network, resident, records, wanted=wanted, **options))
+
+
 def evidence(session: Session, target: int) -> Evidence:
     """What an attacker may see of `target`: read from the signal files, the target's own membership left out."""
     first, *others = signals_of(session.config.attacks)
     also = {signal.name: _evidence(session, target, signal) for signal in others}
-    return _evidence(session, target, first, also)
+    seen = _evidence(session, target, first, also)
+    return replace(seen, text=text_signals.text(session)) if session.data.is_text else seen
 
 
 def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evidence] | None = None) -> Evidence:
@@ -153,19 +169,22 @@ def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evi
             return session.given.answers(where).column(signal, model)[:, _records(session, where)]
         return np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)
 
-    def stack(where: Where) -> np.ndarray:
-        table = np.empty((len(references), queries, len(_records(session, where))), np.float32)
+    def stack(where: Where, shape: tuple[int, ...]) -> np.ndarray:
+        if signal.kind == "token_divergence" or not (where == "points" or signal.of_population):
+            return np.broadcast_to(np.float32(np.nan), (len(references), *shape))  # takes no memory
+        table = np.empty((len(references), *shape), np.float32)
         for row, model in enumerate(references):
             table[row] = read(model, where)
         return table
 
     of_target = read(target, "points")
-    queries = len(of_target)
+    population = read(target, "population") if signal.of_population else np.empty((len(of_target), 0), np.float32)
+    trained_on = session.plan.member[np.array(references, dtype=int)][:, session.points]
     return Evidence(
         target=of_target,
-        references=stack("points"),
-        trained_on=session.plan.member[np.array(references, dtype=int)][:, session.points],
-        population=read(target, "population"),
-        population_references=stack("population"),
+        references=stack("points", of_target.shape),
+        trained_on=trained_on[:, text_signals.Layout.of(session).record] if signal.per_token else trained_on,
+        population=population,
+        population_references=stack("population", population.shape),
         also=also or {},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,16 +14,19 @@ import numpy as np
 
 from audit.model_files import build, from_files, to_files, weights_path
 from audit.session import Session
-from audit.workers import Lost, run_units
+from audit.workers import Lost, places, run_units
 from core import rundir
 from core.errors import StaleArtefact, UserError
 from core.log import progress
 from core.registry import TRAINERS
+from core.types import Settings
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = "out of memory: lower train.batch_size, train.stack or run.workers"
 
 
 def stamp(session: Session, model: int) -> dict[str, Any]:
@@ -90,20 +94,31 @@ def _report(failed: Mapping[int, str], tried: int) -> str:
     return f"{len(failed)} of {tried} models could not be trained, the others are kept. {reasons}"
 
 
-def stacks_of(session: Session, models: list[int], device: torch.device) -> list[list[int]]:
-    """The models in the stacks that they are trained in: what a crash can lose at most."""
-    width = TRAINERS.fact(session.config.trainer.name, "stack", 1)
-    width = width(session.config.trainer.settings) if callable(width) else width
-    return [models[i : i + width] for i in range(0, len(models), width)]
+def stacks_of(session: Session, missing: list[int], device: torch.device) -> list[list[int]]:
+    """The models in the stacks that they are trained in: what a crash can lose at most.
+
+    As many stacks as keep all workers busy, of at most the width that the trainer says.
+    """
+    config, name = session.config, session.config.trainer.name
+    if measured := TRAINERS.fact(name, "width"):
+        width, how = measured(config.trainer.settings, lambda: build(session, missing[0]), device)
+        log.info("models: %s, on %s", how, device)
+    else:
+        width = TRAINERS.fact(name, "stack", 1)
+        width = width(config.trainer.settings) if callable(width) else width
+    crew = len(places(device, config.run.workers))
+    rounds = math.ceil(len(missing) / (width * crew))
+    count = min(len(missing), rounds * crew)
+    return [part.tolist() for part in np.array_split(missing, count)]
 
 
 def _at_least(session: Session, models: list[int]) -> float:
-    """Seconds that training these takes at least, where the settings tell: 0.1 ms a step."""
+    """Seconds that training these takes at least, where the settings tell: 0.05 ms a step."""
     settings = session.config.trainer.settings
     epochs, batch_size = settings.get("epochs", 0), settings.get("batch_size", 0)
     if not (epochs and batch_size):
         return 0.0
-    return 1e-4 * float(epochs) * session.plan.member[models].sum() / batch_size
+    return 5e-5 * float(epochs) * session.plan.member[models].sum() / batch_size
 
 
 def _trainer(session: Session, device: torch.device) -> Callable[[list[int]], dict[int, str]]:
@@ -121,20 +136,35 @@ def _train_or_explain(session: Session, stack: list[int], *, pool: Any, populati
 
     Where a stack fails, its models are trained one by one, to the same bytes: those fail that have a reason to.
     """
+    settings = session.config.trainer.settings
+    why = _tried(session, stack, pool, population, settings)
+    if why and len(stack) > 1:
+        log.warning("models %s: %s; now one by one", ", ".join(map(str, stack)), why)
+        failed: dict[int, str] = {}
+        for model in stack:
+            failed |= _train_or_explain(session, [model], pool=pool, population=population)
+        return failed
+    own_way = "auto_find_batch_size" in settings
+    may_halve = session.config.train.auto_find_batch_size and not own_way and settings.get("batch_size", 1) > 1
+    if why == OUT_OF_MEMORY and may_halve:
+        # Such a model is another function of its data than the others are: so it is asked for, said and recorded.
+        half = settings["batch_size"] // 2
+        log.warning("model %4d  %s: again with batches of %d (train.auto_find_batch_size)", stack[0], why, half)
+        why = _tried(session, stack, pool, population, {**settings, "batch_size": half})
+    if why:
+        log.warning("model %4d  %s", stack[0], why)
+    return {stack[0]: why} if why else {}
+
+
+def _tried(session: Session, stack: list[int], pool: Any, population: Any, settings: Settings) -> str:
+    """Train and write the models of a stack; why it cannot be done, or ""."""
     try:
-        _train_stack(session, stack, pool, population)
-        return {}
+        _train_stack(session, stack, pool, population, settings)
+        return ""
     except (UserError, MemoryError, RuntimeError) as error:
         if isinstance(error, StaleArtefact) or not (why := _excuse(error)):
             raise
-    if len(stack) == 1:
-        log.warning("model %4d  %s", stack[0], why)
-        return {stack[0]: why}
-    log.warning("models %s: %s; now one by one", ", ".join(map(str, stack)), why)
-    failed: dict[int, str] = {}
-    for model in stack:
-        failed |= _train_or_explain(session, [model], pool=pool, population=population)
-    return failed
+        return why
 
 
 def _excuse(error: Exception) -> str:
@@ -145,23 +175,25 @@ def _excuse(error: Exception) -> str:
         return str(error)
     text = str(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return "out of memory: lower train.batch_size or run.workers"
+        return OUT_OF_MEMORY
     return ""
 
 
-def _train_stack(session: Session, stack: list[int], pool: Any, population: Any) -> None:
-    config = session.config
+def _train_stack(session: Session, stack: list[int], pool: Any, population: Any, settings: Settings) -> None:
+    trainer = session.config.trainer
     fresh = [build(session, m).to(pool.x.device) for m in stack]
     members = session.plan.member[stack]
     start = time.perf_counter()
     streams = [session.stream("train", m) for m in stack]
-    trained = TRAINERS[config.trainer.name](fresh, pool, members, streams, **config.trainer.settings)
+    trained = TRAINERS[trainer.name](fresh, pool, members, streams, **settings)
+    of_trainer = TRAINERS.fact(trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
+    unlike = {key: value for key, value in settings.items() if trainer.settings[key] != value}
     seconds = (time.perf_counter() - start) / len(stack)
-    of_trainer = TRAINERS.fact(config.trainer.name, "facts", lambda settings, members: {})  # e.g. the epsilon spent
-    for number, model, member in zip(stack, trained, members, strict=True):
-        more = of_trainer(config.trainer.settings, int(member.sum()))
+    for number, model in zip(stack, trained, strict=True):
+        # How it was trained, where the settings left that open or were not kept to.
+        how = of_trainer(settings, int(session.plan.member[number].sum())) | getattr(model, "trained", {}) | unlike
         device = str(pool.x.device)
-        write_model(session, number, model, pool, population, seconds=round(seconds, 3), device=device, **more)
+        write_model(session, number, model, pool, population, seconds=round(seconds, 3), device=device, **how)
 
 
 def write_model(

@@ -71,7 +71,8 @@ class Train(Block):
     device: str = Field("auto", description="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
     tokenizer: str | None = Field(None, description="the same as data.tokenizer, as in the original tool")
     auto_find_batch_size: bool = Field(
-        False, description="halve what is computed at once until it fits; of the trainer transformer only"
+        False,
+        description="if memory is short: transformer computes in parts; others train again on half the batch, recorded",
     )
 
 
@@ -163,7 +164,10 @@ class Config:
         for block, (key, call) in calls.items():
             if call:
                 found[f"{block}.{key}".rstrip(".")] = call.name
-                found |= {f"{block}.{setting}": value for setting, value in call.settings.items()}
+                idle = TRAINERS.fact(call.name, "without_effect", ()) if key == "trainer" else ()
+                found |= {
+                    f"{block}.{setting}": value for setting, value in call.settings.items() if setting not in idle
+                }
         return found
 
     def warnings(self) -> list[str]:
@@ -176,8 +180,6 @@ class Config:
         }
         if self.dataset and DATASETS.fact(self.dataset.name, "text", False):
             idle = {}
-        if self.train and self.trainer and "auto_find_batch_size" not in self.trainer.settings:
-            idle["train.auto_find_batch_size"] = self.train.auto_find_batch_size
         named = " and ".join(call.name for call in (self.dataset, self.model) if call)
         found = [str(self.error(key, f"has no effect on {named}")) for key, value in idle.items() if value]
         return found + [
@@ -305,7 +307,8 @@ def _training(raw: Mapping[str, Any], origin: Call | None, mistakes: Mistakes) -
     model = _call(MODELS, name, ("train", "model_name"), mistakes) if isinstance(name, str | dict) else None
     of_model = MODELS.fact(model.name, "trainer", "sgd") if model else "sgd"
     train, trainer = _block_and_call("train", "trainer", TRAINERS, raw, mistakes, default=of_model)
-    if model and trainer and TRAINERS.fact(trainer.name, "kind") != MODELS.fact(model.name, "kind"):
+    kinds = TRAINERS.fact(trainer.name, "kinds", (TRAINERS.fact(trainer.name, "kind"),)) if trainer else ()
+    if model and trainer and MODELS.fact(model.name, "kind") not in kinds:
         mistakes.append(
             (("train", "trainer"), f"{trainer.name} cannot train {model.name}: use {of_model}, or leave it out")
         )

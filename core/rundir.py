@@ -163,7 +163,9 @@ def making(allowed: bool) -> Iterator[None]:
 def check_making(what: object) -> None:
     """Raises UserError where nothing may be made."""
     if not _making.get():
-        raise UserError(f"{what}: the run is not finished, and only its report was asked for; its own command continues it")
+        raise UserError(
+            f"{what}: the run is not finished, and only its report was asked for; its own command continues it"
+        )
 
 
 def make(path: Path, settings: Mapping[str, Any], write: Callable[[BinaryIO], Any], **facts: Any) -> None:

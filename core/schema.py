@@ -130,7 +130,8 @@ def _with_calls(block: Schema, key: str, registry: Registry, defaults: set[str],
         if name in defaults:  # null, or left out
             named = options[-1]["properties"][key]
             options[-1]["properties"][key] = {
-                "description": named["description"], "anyOf": [{"type": "null"}, _named(name)]
+                "description": named["description"],
+                "anyOf": [{"type": "null"}, _named(name)],
             }
         else:
             options[-1]["properties"][key].pop("type", None) if "anyOf" in _named(name) else None

@@ -32,7 +32,20 @@ CHOSEN: Mapping[str, Mapping[str, str]] = {  # what a first run needs, and what 
     },
     "audit": {"algorithm": "[LOSS, LiRA, RMIA]", "num_ref_models": "8"},
 }
-LEFT_OUT = {"tokenize", "tokenizer", "auto_find_batch_size", "max_length", "truncate", "privacy_game", "source"}  # texts
+MORE: Mapping[str, str] = {  # of each further audit, the keys that a first look needs
+    "ramia": "{range_function: {name: geometric, transformations: [{name: shift, pixels: 1}]}, sample_size: 8}",
+    "duci": "{size: 500}",
+    "dp_audit": "{training_alg: [dp, nondp], canary_dataset: mislabelled, canary_size: 200}",
+}
+LEFT_OUT = {
+    "tokenize",
+    "tokenizer",
+    "auto_find_batch_size",
+    "max_length",
+    "truncate",
+    "privacy_game",
+    "source",
+}  # texts
 
 
 def starter(path: Path) -> str:
@@ -51,8 +64,9 @@ def starter(path: Path) -> str:
             keys |= _of(TRAINERS, TRAINER)
         chosen = {**CHOSEN[name], **({"log_dir": f"runs/{path.stem}"} if name == "run" else {})}
         lines += [f"{name}:", *_keys(keys, chosen), ""]
-    lines += ["# More audits on the same models; take the # away to switch one on. See documentation/."]
-    lines += [f"# {name}: {{}}  # {MODULES.fact(name, 'summary')}" for name in MODULES]
+    lines += ["# More audits on the same models; take the # before its name away to switch one on. See documentation/."]
+    for name in MODULES:
+        lines += [f"# {MODULES.fact(name, 'summary')}", f"# {name}: {MORE.get(name, '{}')}"]
     lines += ["", f"# gate:  # {(Gate.__doc__ or '').strip()}", "#   max: {tpr@0.01: 0.05, auc: 0.6}", ""]
     return "\n".join(lines)
 
@@ -86,5 +100,3 @@ def _plain(value: Any) -> str:
         return "..."
     plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     return yaml.safe_dump(plain, default_flow_style=True).splitlines()[0]
-
-

@@ -10,10 +10,13 @@ Glossary of axes, used in every shape of this code base:
 
 The stored signal of a classifier is the log-odds of the true label, `z_y - logsumexp(z_{j != y})`, in
 float32. It does not saturate, and probability `sigmoid(s)` and loss `softplus(-s)` follow from it exactly.
+Of a language model it is the log-odds of a sequence's mean-token probability p, log p = mean_t log p(x_t | x_<t):
+so log p is the mean token log-likelihood, and every attack on labels is an attack on sequences.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -96,30 +99,55 @@ class AuditData:
 
 @dataclass(frozen=True)
 class Signal:
-    """Which confidence of the true label y is taken from a model's logits z, as log-odds in float32.
+    """What is taken from a model's answer to a record: a confidence in it, in float32, larger = more confident.
 
-    With u = z / temperature:
+    Of every model, from the logits z of the true label y, with u = z / temperature:
         kind "log_odds":  u_y - logsumexp_{j != y} u_j            (softmax; margin and order unused)
         kind "taylor":    log t(u_y - margin) - log sum_{j != y} t(u_j),   t(v) = sum_{i <= order} v^i / i!
         kind "modified_entropy": -log Mentr of Song & Mittal (2021), eq. 8: larger = more confident; the
             logarithm because Mentr itself underflows where a model is sure
-    A Taylor order must be even: odd truncations can be negative. `sigmoid` of the first two is a probability.
+    A Taylor order must be even: odd truncations can be negative. `sigmoid` of the first two is a probability: in a
+    language model p with log p the mean over tokens. Its modified entropy is the mean over tokens.
+
+    Of language models, a number for each predicted token t (see `Text`), with p its distribution over v:
+        kind "token_log_p":    log p(x_t | x_<t)
+        kind "token_mean":     mu_t = sum_v p_v log p_v, minus the entropy
+        kind "token_variance": sum_v p_v (log p_v - mu_t)^2
+        kind "token_rank":     how many tokens v are likelier than x_t; 0 where the model predicts it
+        kind "token_divergence": KL(p_ref || p), p_ref the mean of the target's OUT references; of targets only
+    and for each record, where more passes are needed:
+        kind "prefixed_log_odds": log_odds of the record's tokens after a prefix of other texts
+        kind "neighbour_log_p": mean over neighbours (texts with a few words replaced) of their mean token log p
+        kind "gradient_norm":  mean over parameter tensors of the norm of the loss gradient
+    options: settings of these, as (name, value).
     """
 
     kind: str = "log_odds"
     temperature: float = 1.0
     margin: float = 0.0
     order: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
-        """The column's name in files: `log_odds`, `log_odds_T2`, `taylor_T2_m0.6_n4`."""
+        """The column's name in files: `log_odds`, `log_odds_T2`, `taylor_T2_m0.6_n4`, `gradient_norm_5f1c09ab`."""
         parts = [self.kind]
         if self.temperature != 1.0:
             parts.append(f"T{self.temperature:g}")
         if self.kind == "taylor":
             parts += [f"m{self.margin:g}", f"n{self.order}"]
+        if self.options:
+            parts.append(hashlib.sha256(repr(self.options).encode()).hexdigest()[:8])
         return "_".join(parts)
+
+    @property
+    def per_token(self) -> bool:
+        return self.kind.startswith("token_")
+
+    @property
+    def of_population(self) -> bool:
+        """Whether population points are asked too: of the kinds that every model has."""
+        return self.kind in ("log_odds", "taylor", "modified_entropy")
 
 
 LOG_ODDS = Signal()
@@ -134,8 +162,17 @@ class Text:
     """
 
     tokens: Int[Array, " U"]  # the predicted tokens
-    start: Int[Array, " N+1"]
+    start: Int[Array, " N_and_1"]
     compressed: Int[Array, " N"]  # bytes of each record's text, compressed by zlib
+    frequency: Float[Array, " U"]  # of each predicted token among the tokens of the population, never 0
+
+    def mean(self, values: Float[Array, "*rows U"]) -> Float[Array, "*rows N"]:
+        """The mean of each record's tokens, in float64."""
+        return np.add.reduceat(np.asarray(values, dtype=np.float64), self.start[:-1], axis=-1) / np.diff(self.start)
+
+    def record(self) -> Int[Array, " U"]:
+        """Which record each token is of."""
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
 
 
 def pairs_of(member: Bool[Array, "M n"]) -> Int[Array, " M"]:
@@ -151,8 +188,9 @@ class Evidence:
 
     The references never include the target's twin (the model trained on the complementary half), whose
     membership would give the target's away. All arrays are of one signal, `LOG_ODDS` unless it is an entry
-    of `also`, which holds the same evidence in other signals, by `Signal.name`. In a signal per token, N and P
-    count predicted tokens instead of records, and `trained_on` is repeated for each token of a record.
+    of `also`, which holds the same evidence in other signals, by `Signal.name`. In a signal per token, N counts
+    predicted tokens instead of records, and `trained_on` is repeated for each token of a record. Signals of which
+    the population is not asked (`Signal.of_population`) have P = 0. NaN where a reference is not asked.
     """
 
     target: Float[Array, "Q N"]

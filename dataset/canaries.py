@@ -42,14 +42,41 @@ class CanaryData:
 
 def with_canaries(data: AuditData, kind: str, count: int, rng: np.random.Generator) -> CanaryData:
     """`data` with `count` canaries of a registered kind behind the rest of its pool. UserError if it has too few."""
-    drawn = CANARIES[kind](data, count, rng)
+    check_kind(data, kind)
+    return beside(data, CANARIES[kind](data, count, rng), kind)
+
+
+def check_kind(data: AuditData, kind: str) -> None:
+    """UserError where a registered kind is not for such data."""
+    of = CANARIES.fact(kind, "of", ("records",))
+    if ("texts" if data.is_text else "records") not in of:
+        others = [name for name in CANARIES if "texts" in CANARIES.fact(name, "of", ())]
+        way_out = f"use one of {', '.join(others)}" if data.is_text else "it is for texts"
+        raise UserError(f"{kind} canaries cannot be made of this dataset: {way_out}")
+
+
+def beside(data: AuditData, drawn: Drawn, kind: str) -> CanaryData:
+    """The canaries behind what is left of the pool. UserError if that is nothing."""
     kept = np.setdiff1d(np.arange(len(data.pool)), drawn.sources)
     if not len(kept):
-        raise UserError(f"{count} canaries of kind {kind} leave no record of {len(data.pool)} beside them: take fewer")
-    pool = Records(
-        np.concatenate([data.pool.x[kept], drawn.canaries.x]), np.concatenate([data.pool.y[kept], drawn.canaries.y])
-    )
+        raise UserError(
+            f"{len(drawn.canaries)} canaries of kind {kind} leave no record of {len(data.pool)} beside them: take fewer"
+        )
+    rest, new = _part(data.pool, kept), drawn.canaries
+    texts, lengths = None, None
+    if rest.texts is not None and new.texts is not None:
+        texts = rest.texts + new.texts
+    if rest.lengths is not None and new.lengths is not None:
+        lengths = np.concatenate([rest.lengths, new.lengths])
+    pool = Records(np.concatenate([rest.x, new.x]), np.concatenate([rest.y, new.y]), lengths, texts)
     return CanaryData(replace(data, pool=pool), len(kept))
+
+
+def _part(records: Records, index: Int[Array, " k"]) -> Records:
+    """These records, without what their owner calls them."""
+    lengths = None if records.lengths is None else records.lengths[index]
+    texts = None if records.texts is None else tuple(records.texts[i] for i in index)
+    return Records(records.x[index], records.y[index], lengths, texts)
 
 
 def membership(fixed: int, canaries: int, rng: np.random.Generator) -> Bool[Array, " D"]:
@@ -65,11 +92,29 @@ def mislabelled(data: AuditData, count: int, rng: np.random.Generator) -> Drawn:
     return Drawn(Records(data.pool.x[sources], (data.pool.y[sources] + shift) % data.num_classes), sources)
 
 
-@CANARIES.register("natural", summary="records of the pool as they are")
+@CANARIES.register("natural", summary="records of the pool as they are", of=("records", "texts"))
 def natural(data: AuditData, count: int, rng: np.random.Generator) -> Drawn:
     """Records of the pool, unchanged: what an audit sees of ordinary records, not of the worst case."""
     sources = _some(len(data.pool), count, rng, "records in the pool")
-    return Drawn(Records(data.pool.x[sources], data.pool.y[sources]), sources)
+    return Drawn(_part(data.pool, sources), sources)
+
+
+@CANARIES.register("random_tokens", summary="texts of random tokens, for language models", of=("texts",))
+def random_tokens(data: AuditData, count: int, rng: np.random.Generator) -> Drawn:
+    """Secrets as in Carlini et al. (2019): uniform tokens of the vocabulary, as many as a random population text has.
+
+    No model can predict them but one that saw them.
+    """
+    from tokenizers import Tokenizer
+
+    assert data.population.lengths is not None and data.tokenizer is not None
+    lengths = data.population.lengths[rng.integers(0, len(data.population), count)]
+    x = np.zeros((count, *data.input_shape), dtype=data.pool.x.dtype)
+    own = np.arange(x.shape[1]) < lengths[:, None]
+    x[own] = rng.integers(0, data.num_classes, int(own.sum()))
+    tokenizer = Tokenizer.from_str(data.tokenizer)
+    texts = tuple(tokenizer.decode(row[:n].tolist()) for row, n in zip(x, lengths, strict=True))
+    return Drawn(Records(x, np.zeros(count, dtype=data.pool.y.dtype), lengths, texts), _nothing())
 
 
 @CANARIES.register("blank", summary="images of one colour with random labels")
@@ -78,7 +123,7 @@ def blank(data: AuditData, count: int, rng: np.random.Generator) -> Drawn:
 
     Few grey levels make twins of canaries, which hide each other: the bound is then looser, never wrong.
     """
-    low, high = _range(data)
+    low, high = least_and_most(data)
     channels = (count, data.input_shape[0], 1, 1) if data.is_image else (count, 1)
     x = np.broadcast_to(_uniform(low, high, channels, data.pool.x.dtype, rng), (count, *data.input_shape)).copy()
     return Drawn(Records(x, _labels(data, count, rng)), _nothing())
@@ -88,7 +133,7 @@ def blank(data: AuditData, count: int, rng: np.random.Generator) -> Drawn:
 def random_noise(data: AuditData, count: int, rng: np.random.Generator) -> Drawn:
     """Pixels uniform in the range that the population has; of features, each that of a random population record."""
     if data.is_image:
-        x = _uniform(*_range(data), (count, *data.input_shape), data.pool.x.dtype, rng)
+        x = _uniform(*least_and_most(data), (count, *data.input_shape), data.pool.x.dtype, rng)
     else:
         donors = rng.integers(0, len(data.population), (count, *data.input_shape))
         x = np.take_along_axis(data.population.x, donors, axis=0)
@@ -131,7 +176,7 @@ def clipbkd(data: AuditData, count: int, rng: np.random.Generator) -> Drawn:
     ridge = centred.T @ centred + len(features) * max(centred.var(), 1e-12) * np.eye(features.shape[1])
     y = ((x - mean) @ np.linalg.solve(ridge, centred.T @ one_hot) + one_hot.mean(axis=0)).argmin(axis=1)
     if np.issubdtype(data.pool.x.dtype, np.integer):
-        x = np.clip(np.rint(x), *_range(data))
+        x = np.clip(np.rint(x), *least_and_most(data))
     return Drawn(Records(x.reshape(count, *data.input_shape).astype(data.pool.x.dtype), y.astype(np.int64)), _nothing())
 
 
@@ -149,7 +194,7 @@ def _labels(data: AuditData, count: int, rng: np.random.Generator) -> Int[Array,
     return rng.integers(0, data.num_classes, count)
 
 
-def _range(data: AuditData) -> tuple[float, float]:
+def least_and_most(data: AuditData) -> tuple[float, float]:
     """Of the population's values, not of the pool's: what goes into models says nothing of their members."""
     return data.population.x.min().item(), data.population.x.max().item()
 

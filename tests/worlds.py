@@ -12,7 +12,7 @@ from scipy.special import factorial, log_expit
 from scipy.stats import norm
 
 from core.rng import stream
-from core.types import LOG_ODDS, Evidence, Signal
+from core.types import LOG_ODDS, Evidence, Signal, Text
 
 
 def gaussian_world(
@@ -52,7 +52,14 @@ def gaussian_world(
 
 
 def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
-    """The evidence with further signals, as two-class models with logits (log-odds, 0) would give them."""
+    """The evidence with further signals, as two-class models with logits (log-odds, 0) would give them.
+
+    Of a text world, those that only language models have are there already, by their kind alone.
+    """
+    if evidence.text is not None:
+        of_text = {s.name: evidence.also[s.kind] for s in signals if not s.of_population}
+        others = {s.name: _in(evidence, s) for s in signals if s.of_population and s != LOG_ODDS}
+        return replace(evidence, also={**evidence.also, **of_text, **others})
     return replace(evidence, also={s.name: _in(evidence, s) for s in signals if s != LOG_ODDS})
 
 
@@ -82,12 +89,21 @@ def two_class(signal: Signal, log_odds: np.ndarray) -> np.ndarray:
 
 def columns(evidence: Evidence, order: Array) -> Evidence:
     """The evidence about the points in `order`."""
+    text, tokens = evidence.text, np.array([], dtype=int)
+    if text is not None:
+        tokens = np.concatenate([np.arange(text.start[n], text.start[n + 1]) for n in order])
+        start = np.concatenate([[0], np.cumsum(np.diff(text.start)[order])])
+        text = Text(text.tokens[tokens], start, text.compressed[order], text.frequency[tokens])
     return replace(
         evidence,
         target=evidence.target[:, order],
         references=evidence.references[:, :, order],
         trained_on=evidence.trained_on[:, order],
-        also={name: columns(also, order) for name, also in evidence.also.items()},
+        also={
+            name: columns(also, order if evidence.text is None or not Signal(name).per_token else tokens)
+            for name, also in evidence.also.items()
+        },
+        text=text,
     )
 
 
@@ -159,3 +175,86 @@ def unequal_variances(shift: float, in_std: float, radius: Float[Array, " k"]) -
     fpr = norm.cdf(centre + radius) - norm.cdf(centre - radius)
     tpr = norm.cdf((centre + radius - shift) / in_std) - norm.cdf((centre - radius - shift) / in_std)
     return fpr, tpr
+
+
+# ---- language ------------------------------------------------------------------------------------------------
+
+
+def text_world(
+    seed: int = 0,
+    n_points: int = 1000,
+    pairs: int = 2,
+    *,
+    shift: float = 1.0,
+    tau: float = 0.5,
+    tokens: int = 16,
+    level: float = -1.0,
+    population: int = 200,
+) -> tuple[Evidence, Bool[Array, " N"]]:
+    """Texts over two tokens: the log-odds of token t of record n are level + b_nt + N(0, 1), b ~ N(0, tau^2).
+
+    A model that trained on the record has its tokens' log-odds raised by shift / sqrt(tokens) each, so that with b
+    known the best test has the AUC of N(shift, 1) against N(0, 1). Records have half to all of `tokens` tokens, of
+    their own; reference pairs and population as in `gaussian_world`. After a prefix the raise is gone, and so it is
+    of neighbours; the gradient's norm is the share that the model errs by.
+    """
+    draw = stream(seed, "text_world")
+    halves = np.array([draw.permutation(n_points) < n_points // 2 for _ in range(pairs + 1)])
+    member, trained_on = halves[0], np.stack([halves[1:], ~halves[1:]], axis=1).reshape(2 * pairs, n_points)
+    lengths = draw.integers(tokens // 2, tokens + 1, n_points)
+    start = np.concatenate([[0], np.cumsum(lengths)])
+    record = np.repeat(np.arange(n_points), lengths)
+    base = level + tau * draw.standard_normal(len(record))
+    trained = np.concatenate([member[None], trained_on])[:, record]
+    odds = base + shift / np.sqrt(tokens) * trained + draw.standard_normal(trained.shape)
+    z = level + draw.standard_normal((2 * pairs + 1, 1, population))
+    text = Text(
+        tokens=draw.integers(0, 50, len(record)),
+        start=start,
+        compressed=draw.integers(20, 40, n_points),
+        frequency=draw.uniform(0.001, 0.1, len(record)),
+    )
+    quiet = base + 0.3 * draw.standard_normal(trained.shape)
+    return text_evidence(text, odds, quiet, trained_on, z.astype(np.float32)), member
+
+
+def text_evidence(
+    text: Text, odds: Float[Array, "R1 U"], quiet: Float[Array, "R1 U"], trained_on: Bool[Array, "R N"], z: Array
+) -> Evidence:
+    """Every signal of two-token models, the target first, whose tokens have these log-odds; `quiet` without a raise."""
+    p, q = 1 / (1 + np.exp(-odds)), 1 / (1 + np.exp(odds))
+    log_p, log_q = log_expit(odds), log_expit(-odds)
+    mean = p * log_p + q * log_q
+    of_tokens = trained_on[:, text.record()]
+    out = np.where(of_tokens, 0.0, p[1:]).sum(0) / np.maximum((~of_tokens).sum(0), 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.nan_to_num(out * (np.log(out) - log_p[0]) + (1 - out) * (np.log(1 - out) - log_q[0]))
+    divergence = np.concatenate([np.maximum(ratio, 0)[None], np.full(of_tokens.shape, np.nan)])
+    columns = {
+        "token_log_p": log_p,
+        "token_mean": mean,
+        "token_variance": p * (log_p - mean) ** 2 + q * (log_q - mean) ** 2,
+        "token_rank": (odds < 0).astype(float),
+        "token_divergence": divergence,
+        "prefixed_log_odds": sequence_log_odds(text, quiet - 0.1),
+        "neighbour_log_p": text.mean(log_expit(quiet)),
+        "gradient_norm": text.mean(q),
+    }
+    silent = z[:, :, :0]
+    also = {
+        kind: Evidence(
+            column[:1].astype(np.float32),
+            column[1:, None].astype(np.float32),
+            of_tokens if kind.startswith("token_") else trained_on,
+            silent[0],
+            silent[1:],
+        )
+        for kind, column in columns.items()
+    }
+    s = sequence_log_odds(text, odds).astype(np.float32)
+    return Evidence(s[:1], s[1:, None], trained_on, z[0], z[1:], also, text)
+
+
+def sequence_log_odds(text: Text, odds: Float[Array, "*m U"]) -> Float[Array, "*m N"]:
+    mean = np.minimum(text.mean(log_expit(odds)), -1e-300)
+    return mean - np.log(-np.expm1(mean))

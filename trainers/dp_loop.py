@@ -6,7 +6,7 @@ put among the records: gradients of an auditor's choice, which go through the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -80,13 +80,16 @@ def train(
     augmentations: int = 0,
     shift: int = 0,
     canaries: GradientCanaries | None = None,
+    summed: Summed | None = None,
 ) -> None:
     """Train `model` on its members, in place; it is left in evaluation mode on the data's device.
 
     rates: the learning rate of each step. batch_size: what sums are divided by, the expected size of a batch: the
     size it happens to have is private. augmentations: views of a record whose mean gradient is clipped (0: the
-    record itself), mirrored at random and shifted by at most `shift` pixels.
+    record itself), mirrored at random and shifted by at most `shift` pixels. summed: how clipped gradients are summed;
+    `clipped_sum` if None.
     """
+    summed = summed or clipped_sum
     model.to(data.device, memory_format=torch.contiguous_format).train()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(list(parameters.values()))
@@ -97,7 +100,7 @@ def train(
             index, views = poisson_batch(data, member, rng, mechanism.sampling_rate, augmentations, shift)
             total = [torch.zeros_like(p) for p in parameters.values()]
             for x, y in _in_parts(data, index, views, physical_batch_size):
-                for part, new in zip(total, clipped_sum(model, parameters, x, y, clip), strict=True):
+                for part, new in zip(total, summed(model, parameters, x, y, clip), strict=True):
                     part.add_(new)
             if canaries is not None:
                 of_records, total = total, _with_canaries(total, canaries, rng, mechanism)
@@ -116,6 +119,10 @@ def train(
     model.eval()
 
 
+# (model, its weights by name, records (b, ...), labels or lengths (b,), clipping norm) -> sum of clipped gradients
+Summed = Callable[
+    [torch.nn.Module, dict[str, torch.nn.Parameter], torch.Tensor, torch.Tensor, float], list[torch.Tensor]
+]
 Views = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -139,9 +146,16 @@ def poisson_batch(
 def _in_parts(
     data: Resident, index: torch.Tensor, views: Views | None, size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batch in parts that fit in memory: each record's views (b, K, ...) as models see them, and labels (b,)."""
+    """The batch in parts that fit in memory: each record's views (b, K, ...) as models see them, and labels (b,).
+
+    Of text: token ids (b, L), and how many of them are the record's own (b,).
+    """
     for start in range(0, len(index), size):
         part = index[start : start + size]
+        if data.lengths is not None:
+            lengths = data.lengths[part]
+            yield data.x[part, : int(lengths.max())].long(), lengths
+            continue
         x = data.x[part]
         if views is not None:
             mirrored, dy, dx = (draw[start : start + size] for draw in views)
@@ -161,6 +175,36 @@ def clipped_sum(
     def loss(weights: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(functional_call(model, weights, (x,)), y.expand(len(x)))
 
+    return _clipped_each(loss, parameters, x, y, clip)
+
+
+def clipped_text_sum(
+    model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], x: torch.Tensor, y: torch.Tensor, clip: float
+) -> list[torch.Tensor]:
+    """The same of a language model: a record's gradient is that of the mean loss of its own tokens but the first.
+
+    x (b, L): token ids. y (b,): how many are a record's own.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from trainers.text import losses
+
+    def loss(weights: dict[str, torch.Tensor], ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        logits = functional_call(model, weights, (), {"input_ids": ids[None]}).logits
+        return losses(logits, ids[None], length[None]).sum() / (length - 1).clamp(min=1)
+
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels know no batching rule: they would run one by one
+        return _clipped_each(loss, parameters, x, y, clip)
+
+
+def _clipped_each(
+    loss: Callable[[dict[str, torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor],
+    parameters: dict[str, torch.nn.Parameter],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    clip: float,
+) -> list[torch.Tensor]:
+    """Every record's gradient of `loss`, scaled down to norm `clip` if it is longer, summed."""
     weights = {name: p.detach() for name, p in parameters.items()}
     each = list(vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")(weights, x, y).values())
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in each]).norm(dim=0)

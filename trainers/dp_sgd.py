@@ -62,7 +62,10 @@ def privacy(settings: Mapping[str, Any], members: int) -> dict[str, float]:
 
 
 @TRAINERS.register(
-    "dp_sgd", summary="differentially private SGD: clipped gradients, noise, an accountant", facts=privacy
+    "dp_sgd",
+    summary="differentially private SGD: clipped gradients, noise, an accountant",
+    facts=privacy,
+    kinds=(None, "language"),
 )
 def dp_sgd(
     models: list[torch.nn.Module],
@@ -79,6 +82,7 @@ def dp_sgd(
     max_grad_norm: Annotated[float, Gt(0)] = 1.0,
     public_size: Annotated[int, Ge(1)] | None = None,
     physical_batch_size: Annotated[int, Ge(1)] = 128,
+    clipping: Literal["per_record", "ghost"] = "per_record",
     optimizer: Annotated[Literal["SGD", "Adam", "AdamW"], BeforeValidator(_spelling)] = "SGD",
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     weight_decay: Annotated[float, Ge(0)] = 0.0,
@@ -106,6 +110,8 @@ def dp_sgd(
     - public_size: the records that batch_size is a share of; the number of members if left out, which then counts
       as public knowledge
     - physical_batch_size: gradients in memory at a time; changes nothing but memory and speed
+    - clipping: per_record keeps the gradient of each record of a physical batch; ghost needs no memory for them and
+      gives the same sum, for models of linear, convolutional and group normalising layers
     - optimizer: SGD, Adam or AdamW on the noisy gradients
     - momentum: of SGD
     - weight_decay: L2 penalty on all weights (SGD, Adam), decoupled from the gradient in AdamW
@@ -134,9 +140,13 @@ def train_one(
     canaries: GradientCanaries | None = None,
 ) -> None:
     """Train one model in place under the settings of `dp_sgd`, with an auditor's gradients among its records."""
-    from trainers import dp_loop, loop
+    from trainers import dp_ghost, dp_loop, loop
 
     refuse_batch_norm(model)
+    summed = dp_loop.clipped_sum if data.lengths is None else dp_loop.clipped_text_sum
+    if settings["clipping"] == "ghost":
+        dp_ghost.check(model)
+        summed = dp_ghost.clipped_sum
     if settings["augmentations"] and not data.is_image:
         shape = tuple(data.x.shape[1:])
         raise UserError(
@@ -158,6 +168,7 @@ def train_one(
             augmentations=settings["augmentations"],
             shift=math.floor(settings["augment_shift"] * data.x.shape[2]) if settings["augmentations"] else 0,
             canaries=canaries,
+            summed=summed,
         )
     except loop.Diverged:
         raise UserError(

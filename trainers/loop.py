@@ -7,9 +7,7 @@ it is, and one number comes back per epoch, to see that the training has not div
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
-from functools import cache, partial
 
 import numpy as np
 import torch
@@ -20,8 +18,6 @@ from torch.nn import functional as F
 from trainers.augment import mirror_and_shift
 from trainers.resident import Resident
 from trainers.schedule import batches
-
-log = logging.getLogger(__name__)
 
 MakeOptimizer = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -47,18 +43,19 @@ def train(
     label_smoothing: float,
     ema: float,
     clip_norm: float | None,
-    autocast: Callable[[], torch.autocast],
+    precision: str,
 ) -> None:
     """Train `model` on its members, in place, and leave it in evaluation mode on the data's device.
 
     shift: augment images, with shifts of at most so many pixels; None for no augmentation.
+    precision: float32, or bfloat16 (autocast: products and convolutions; weights stay float32).
     """
     # Convolutions are faster on channels_last memory on CPUs and CUDA; there are no figures for MPS.
     layout = torch.channels_last if data.is_image and data.device.type != "mps" else torch.contiguous_format
     model.to(device=data.device, memory_format=layout).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = make_optimizer(parameters)
-    average = MovingAverage(model, ema) if ema else None
+    average = MovingAverage([v for v in model.state_dict().values() if v.is_floating_point()], ema) if ema else None
     with seeded(rng, data.device):
         for epoch, epoch_rates in enumerate(rates, start=1):
             total = torch.zeros((), device=data.device)
@@ -66,7 +63,7 @@ def train(
             for (x, y), rate in zip(epoch_batches, epoch_rates.tolist(), strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                with autocast():
+                with torch.autocast(data.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     z = model(x)
                 loss = F.cross_entropy(z.float(), y, label_smoothing=label_smoothing)
                 optimizer.zero_grad()
@@ -127,15 +124,15 @@ def optimizer(name: str, momentum: float, nesterov: bool, weight_decay: float) -
 
 
 class MovingAverage:
-    """An exponential moving average of a model's weights and batch-normalisation statistics.
+    """An exponential moving average of weights and batch-normalisation statistics, which share the model's memory.
 
     The decay of step t is min(decay, (1 + t) / (10 + t)), so that short trainings forget the initial weights.
     """
 
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+    def __init__(self, current: list[torch.Tensor], decay: float) -> None:
         self.decay = decay
         self.steps = 0
-        self.current = [v for v in model.state_dict().values() if v.is_floating_point()]  # shares the model's memory
+        self.current = current
         self.average = [v.clone() for v in self.current]
 
     @torch.no_grad()
@@ -166,12 +163,9 @@ def seeded(rng: np.random.Generator, device: torch.device) -> Iterator[None]:
         yield
 
 
-@cache  # logged once, not once per stack
-def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
-    """The context of the forward pass: bfloat16 arithmetic where asked for, or where `auto` knows a gain."""
-    chosen = auto_precision(device) if precision == "auto" else precision
-    log.info("training in %s on %s", chosen, device)
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=chosen == "bfloat16")
+def precision_of(precision: str, device: torch.device) -> str:
+    """float32 or bfloat16: what was asked for, or where `auto` knows a gain."""
+    return auto_precision(device) if precision == "auto" else precision
 
 
 def auto_precision(device: torch.device) -> str:

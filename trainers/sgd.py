@@ -1,10 +1,10 @@
-"""Gradient descent in mini-batches, one model after another, on data that live on the device."""
+"""Gradient descent in mini-batches on data that live on the device: a stack at once where that is faster."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Interval
@@ -27,7 +27,19 @@ def _spelling(name: object) -> object:
     return next((known for known in ("SGD", "Adam", "AdamW") if known.casefold() == str(name).casefold()), name)
 
 
-@TRAINERS.register("sgd", summary="SGD, Adam or AdamW in mini-batches, with a learning rate schedule")
+def _width(settings: Mapping[str, Any], build: Callable[[], torch.nn.Module], device: torch.device) -> tuple[int, str]:
+    """How many models are trained at once, and why."""
+    from trainers import stacking
+
+    return stacking.width(settings, build(), device)
+
+
+@TRAINERS.register(
+    "sgd",
+    summary="SGD, Adam or AdamW in mini-batches, with a learning rate schedule",
+    width=_width,
+    without_effect=("stack",),  # on what is trained: it is in no stamp
+)
 def sgd(
     models: list[torch.nn.Module],
     data: Resident,
@@ -51,6 +63,7 @@ def sgd(
     ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     clip_norm: Annotated[float, Gt(0)] | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    stack: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
 ) -> list[torch.nn.Module]:
     """Train each model on its members by gradient descent; the trained models are in evaluation mode.
 
@@ -75,38 +88,46 @@ def sgd(
     - label_smoothing: share of the label spread evenly over all classes
     - ema: decay per step of the moving average of the weights that is kept in the end; 0 keeps the last weights
     - clip_norm: longer gradients are scaled down to this norm
-    - precision: auto is bfloat16 (autocast) on CUDA devices that support it, float32 elsewhere
+    - precision: of products and convolutions; auto is bfloat16 on CUDA devices that support it, float32 elsewhere
+    - stack: how many models are trained at once, to the same bytes; auto chooses for the device and the model
     """
     from trainers import loop
+    from trainers import stack as stacks
 
     _check(models, data, members, streams, augment, warmup_epochs, epochs)
-    autocast = loop.autocast(precision, data.device)
-    for number, (model, member, rng) in enumerate(zip(models, members, streams, strict=True)):
-        steps = len(batches(int(member.sum()), batch_size))
+    layers = None if augment else stacks.common_layers(models)
+    chosen = loop.precision_of(precision, data.device)
+    options = {
+        "make_optimizer": loop.optimizer(optimizer, momentum, nesterov, weight_decay),
+        "batch_size": batch_size,
+        "label_smoothing": label_smoothing,
+        "ema": ema,
+        "clip_norm": clip_norm,
+        "precision": chosen,
+    }
+    width = 1 if layers is None else len(models)
+    for part in stacks.of_one_size(members, width):
+        steps = len(batches(int(members[part[0]].sum()), batch_size))
         rates = learning_rates(
             epochs, steps, learning_rate, schedule, warmup_epochs, milestones=milestones, step_factor=step_factor
         )
+        own = [models[k] for k in part]
+        own_streams = [streams[k] for k in part]
         try:
-            loop.train(
-                model,
-                data,
-                member,
-                rng,
-                rates=rates,
-                make_optimizer=loop.optimizer(optimizer, momentum, nesterov, weight_decay),
-                batch_size=batch_size,
-                shift=math.floor(augment_shift * data.x.shape[2]) if augment else None,
-                label_smoothing=label_smoothing,
-                ema=ema,
-                clip_norm=clip_norm,
-                autocast=autocast,
-            )
+            if layers is not None:
+                stacks.train(own, layers, data, members[part], own_streams, rates=rates, **options)
+            else:
+                shift = math.floor(augment_shift * data.x.shape[2]) if augment else None
+                loop.train(*own, data, members[part[0]], *own_streams, rates=rates, shift=shift, **options)
         except loop.Diverged as diverged:
+            which = f"model {part[0]} of a stack of {len(models)}" if len(part) == 1 else f"a stack of {len(part)}"
             raise UserError(
-                f"training diverged: model {number} of a stack of {len(models)}, epoch {diverged.epoch} of {epochs}, "
+                f"training diverged: {which}, epoch {diverged.epoch} of {epochs}, "
                 f"train.learning_rate {learning_rate:g}. Lower train.learning_rate, or raise train.warmup_epochs "
                 "or set train.clip_norm"
             ) from None
+    for model in models:
+        model.trained = {"precision": chosen, "method": "products" if layers else "loop"}  # what the stamp records
     return models
 
 

@@ -1,5 +1,43 @@
 """Membership-inference attacks, one file each. An import here is what makes an attack's name known in YAML."""
 
-from modules.mia import attack_p, attack_r, base, bavaria, calibration, entropy, lira, loss, rmia
+from modules.mia import (
+    attack_p,
+    attack_r,
+    base,
+    bavaria,
+    calibration,
+    dc_pdd,
+    entropy,
+    ez_mia,
+    gradient_norm,
+    info_rmia,
+    lira,
+    loss,
+    min_k,
+    neighbourhood,
+    recall,
+    rmia,
+    wbc,
+    zlib_ratio,
+)
 
-__all__ = ["attack_p", "attack_r", "base", "bavaria", "calibration", "entropy", "lira", "loss", "rmia"]
+__all__ = [
+    "attack_p",
+    "attack_r",
+    "base",
+    "bavaria",
+    "calibration",
+    "dc_pdd",
+    "entropy",
+    "ez_mia",
+    "gradient_norm",
+    "info_rmia",
+    "lira",
+    "loss",
+    "min_k",
+    "neighbourhood",
+    "recall",
+    "rmia",
+    "wbc",
+    "zlib_ratio",
+]

@@ -13,6 +13,7 @@ from audit.results import (
     Exhibit,
     GroupRow,
     Risk,
+    Screening,
     TargetResult,
     TargetRisk,
 )
@@ -93,6 +94,7 @@ def audit_result(
     return AuditResult(
         checks=checks,
         risk=risk(tuple(found)),
+        screening=tuple(Screening(t.target, 0.185, Estimate(0.03, 0.01, 0.06), bool(t.target % 2 == 0)) for t in found),
         targets=tuple(found),
         points=np.arange(points) * 2,
         labels=np.arange(points) % 10,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import main
 import trainers.dp_sgd  # noqa: F401  (registers dp_sgd)
 from audit import pipeline, plots
 from audit.dp_audit import MECHANISMS
+from audit.dp_audit_canaries import canaries_of
 from audit.dp_audit_runs import black_box, sessions, white_box, with_references
 from audit.dp_audit_setup import setup_of
+from core import rundir
 from core.config import load
 from core.rng import stream
 from core.types import Evidence
@@ -173,6 +176,24 @@ def test_references_are_stacked_in_every_signal():
         np.testing.assert_array_equal(found.references, [one.target for one in others])
         np.testing.assert_array_equal(found.population_references, [one.population for one in others])
         assert found.trained_on.shape == (2, 5) and not found.trained_on.any()
+
+
+def test_adversarial_canaries_are_unlikely_and_know_nothing_of_the_pool(config):
+    """Made of the population alone, near its records, with a label that its model does not believe in."""
+    session, setup = prepared(config, "dp_audit.canary_dataset=adversarial", "dp_audit.training_alg=nondp",
+                              "dp_audit.canary_size=60")  # fmt: skip
+    made = canaries_of(session, "adversarial", setup.canaries)
+    assert made.fixed == len(session.data.pool) and len(made.canaries) == 60
+    x, y = made.data.pool.x[made.canaries], made.data.pool.y[made.canaries]
+    low, high = session.data.population.x.min(), session.data.population.x.max()
+    distance = np.abs(x[:, None] - session.data.population.x[None]).max(axis=2).min(axis=1)
+    assert (distance <= 0.2501 * (high - low)).all() and x.min() >= low and x.max() <= high and (distance > 0).all()
+    assert rundir.read_stamp(session.folder / "dp_audit/canaries_adversarial.npz")["facts"]["loss"] > 5
+    other = replace(session.data.pool, x=session.data.pool.x[::-1] + 1, y=session.data.pool.y[::-1])
+    (session.folder / "dp_audit/canaries_adversarial.npz.stamp.json").unlink()  # made anew, beside another pool
+    again = canaries_of(replace(session, data=replace(session.data, pool=other)), "adversarial", setup.canaries)
+    np.testing.assert_array_equal(again.data.pool.x[again.canaries], x)
+    np.testing.assert_array_equal(np.unique(y), np.arange(5))
 
 
 # --- broken implementations are caught, right ones are not accused -----------------------------------------------

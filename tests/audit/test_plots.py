@@ -42,6 +42,15 @@ def test_the_band_of_several_targets_is_one_standard_deviation_over_models() -> 
     np.testing.assert_allclose(average.high, np.minimum(each.mean(axis=0) + each.std(axis=0, ddof=1), 1))
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_what_a_trained_epsilon_allows_is_drawn_in_both_directions(log) -> None:
+    axes = plots.roc_figure(audit_result().targets, log=log, promises=[(1.0, 0.01)]).axes[0]
+    (line,) = [line for line in axes.lines if "ε = 1" in str(line.get_label())]
+    fpr, tpr = line.get_data()
+    np.testing.assert_allclose(tpr, np.minimum(np.e * fpr + 0.01, 1 - (1 - 0.01 - fpr) / np.e).clip(0, 1))
+    assert (fpr > 0.9).any() and (tpr[fpr > 0.5] < np.e * fpr[fpr > 0.5]).all()
+
+
 def test_the_band_of_one_target_contains_its_curve() -> None:
     (curve,) = plots.curves(audit_result(attacks=ATTACKS[:1]).targets, log=True)
     assert (curve.low <= curve.tpr).all()

@@ -103,7 +103,10 @@ def test_what_a_started_config_says_of_defaults_is_true(tmp_path):
     path.write_text(starter(path))
     plain = config.load(path)
     body, _, _ = starter(path).partition("# More audits")
-    lines = [line.replace("  # ", "  ", 1) if line.startswith("  # ") and _is_key(line) else line for line in body.splitlines()]
+    lines = [
+        line.replace("  # ", "  ", 1) if line.startswith("  # ") and _is_key(line) else line
+        for line in body.splitlines()
+    ]
     path.write_text("\n".join(lines))
     spelt_out = config.load(path)
     assert sum(_is_key(line) for line in lines) > 35

@@ -29,7 +29,7 @@ both = pytest.mark.parametrize("data", [images(), features()], ids=["images", "f
 
 
 def test_every_kind_is_here():
-    assert set(CANARIES) == KINDS
+    assert set(CANARIES) == KINDS | {"random_tokens"}
 
 
 @both
@@ -154,3 +154,60 @@ def test_membership_is_a_fair_coin_for_each_canary_and_certain_for_the_rest():
 def test_too_many_canaries_are_refused(kind, count, message):
     with pytest.raises(UserError, match=message):
         with_canaries(features(), kind, count, stream(0, "c"))
+
+
+# --- texts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    from dataset.tokens import byte_pairs, tokenised
+
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]
+    draw = stream(0, "texts")
+    make = lambda n: tuple(" ".join(draw.choice(words, int(draw.integers(4, 12)))) for _ in range(n))  # noqa: E731
+    some = [make(30), make(25)]
+    empty = [
+        Records(np.zeros((len(part), 1), dtype=np.int32), np.zeros(len(part), dtype=np.int64), texts=part)
+        for part in some
+    ]
+    data = AuditData(empty[0], empty[1], num_classes=2)
+    return tokenised(
+        data,
+        byte_pairs([*some[0], *some[1]], 270),
+        context=16,
+        max_length=None,
+        truncate=True,
+        cache=tmp_path_factory.mktemp("c"),
+    )
+
+
+def test_random_tokens_are_uniform_tokens_of_the_lengths_of_population_texts(texts):
+    data = texts
+    made = with_canaries(data, "random_tokens", 400, stream(0, "c"))
+    pool, new = made.data.pool, made.canaries
+    assert made.fixed == 30 and len(pool.texts) == len(pool.lengths) == len(pool) == 430
+    assert set(pool.lengths[new]) <= set(data.population.lengths)
+    own = np.arange(pool.x.shape[1]) < pool.lengths[:, None]
+    tokens = pool.x[new][own[new]]
+    assert tokens.min() >= 0 and tokens.max() < data.num_classes
+    counts = np.bincount(tokens, minlength=data.num_classes)
+    expected = len(tokens) / data.num_classes
+    assert ((counts - expected) ** 2 / expected).sum() < data.num_classes + 5 * math.sqrt(2 * data.num_classes)
+    np.testing.assert_array_equal(pool.x[:30], data.pool.x)
+    assert pool.texts[:30] == data.pool.texts
+
+
+def test_natural_texts_keep_their_lengths_and_words(texts):
+    data = texts
+    made = with_canaries(data, "natural", 10, stream(0, "c"))
+    pool = made.data.pool
+    assert made.fixed == 20 and len(pool) == 30
+    known = dict(zip(data.pool.texts, data.pool.lengths, strict=True))
+    assert all(known[text] == length for text, length in zip(pool.texts, pool.lengths, strict=True))
+
+
+def test_kinds_that_are_not_for_such_data_are_refused(texts):
+    for data, kind in ((texts, "mislabelled"), (texts, "blank"), (images(), "random_tokens")):
+        with pytest.raises(UserError, match="cannot be made of this dataset"):
+            with_canaries(data, kind, 5, stream(0, "c"))

@@ -137,7 +137,14 @@ def test_names_match_whatever_their_case():
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("wrn28-1", 369_498), ("wrn28-2", 1_467_610), ("resnet18", 11_173_962), ("vgg16", 14_728_266)]
+    ("name", "count"),
+    [
+        ("wrn28-1", 369_498),
+        ("wrn28-2", 1_467_610),
+        ("wrn16-4", 2_748_890),
+        ("resnet18", 11_173_962),
+        ("vgg16", 14_728_266),
+    ],
 )
 def test_parameter_counts_are_the_published_ones(name, count):
     assert parameters(name) == count
@@ -161,6 +168,12 @@ def test_weights_are_named_as_in_the_original_tool():
     assert wide["layers.17.weight"].shape == (10, 128)
     alexnet = build("alexnet", (3, 32, 32), 10).state_dict()
     assert (alexnet["features.0.weight"].shape, alexnet["classifier.1.weight"].shape) == ((64, 3, 3, 3), (4096, 1024))
+
+
+def test_group_normalisation_mixes_no_records():
+    model, x = build("wrn16-4", (3, 8, 8), 10, norm="group").train(), torch.rand(3, 3, 8, 8)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    torch.testing.assert_close(model(x)[:1], model(x[:1]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["wrn28-2", "resnet18", "vgg16"])
