@@ -117,8 +117,8 @@ def _matched(a: Finished, b: Finished) -> Iterator[tuple[FinishedTarget, Finishe
         )
     if a.pool_digest and b.pool_digest and a.pool_digest != b.pool_digest:
         raise UserError(
-            f"{a.name} and {b.name} were trained on other data: only audits of the same records can be compared pair by "
-            "pair; use the same data: block and run.random_seed"
+            f"{a.name} and {b.name} were trained on other data: only audits of the same records can be compared pair "
+            "by pair; use the same data: block and run.random_seed"
         )
     return zip(a.targets, b.targets, strict=True)
 

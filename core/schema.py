@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from core.config import ALWAYS, BLOCKS, TRAINED, block_of
+from core.gate import MEASURE
 from core.registry import ATTACKS, DATASETS, MODELS, MODULES, SOURCES, TRAINERS, Registry
 
 Schema = dict[str, Any]
@@ -44,6 +45,7 @@ def schema() -> Schema:
     audit = blocks["audit"]["properties"]
     audit["algorithm"] |= {"anyOf": [attack, {"type": "array", "items": attack, "minItems": 1}, {"type": "null"}]}
     audit["source"] |= {"enum": [TRAINED, *SOURCES, None]}
+    blocks["gate"]["properties"]["max"]["propertyNames"] = {"pattern": f"^({MEASURE.pattern})$"}
     blocks["train"]["properties"]["model_name"] |= {"anyOf": [model]}
     defaults = {"sgd"} | {MODELS.fact(name, "trainer", "sgd") for name in MODELS}
     properties = {

@@ -38,7 +38,7 @@ def tpr_difference(
     *,
     level: float = 0.95,
 ) -> TprDifference:
-    """How many more of the members `b` finds than `a`, at a true FPR of `nominal_fpr` in both.
+    """How many more of the members `b` finds than `a`, at a true FPR of `nominal_fpr` in both; above 0.
 
     The interval allows for three things that are estimated: both thresholds, and who is found above them. A true
     threshold lies between two non-members of known ranks (order statistics); members found in one model only, between
