@@ -24,5 +24,5 @@ def test_the_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
     shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
-    assert "image/png" in shown and "Gap" in shown and "null test" in shown and "RaMIA" in shown or "ramia" in shown
+    assert all(word in shown for word in ("image/png", "Gap", "null test"))
     assert (tmp_path / "demo/run/report/index.html").is_file()

@@ -58,7 +58,7 @@ def test_compare_says_which_run_leaks_more_and_writes_it_down(runs, ask):
     code, out, _ = ask("compare", "a", "b")
     assert code == 0 and "B leaks more: " in out and "train.epochs 1, now 40" in out
     assert "Only in one of the runs: LOSS" in out
-    rows = list(csv.DictReader((runs / "b/report/compare.csv").open()))
+    rows = list(csv.DictReader((runs / "b/report/compare.csv").read_text().splitlines()))
     assert [(row["attack"], row["measure"]) for row in rows][:2] == [("LiRA", "auc"), ("LiRA", "tpr@0.1")]
     values = {name: float(np.load(runs / f"{name}/report/exp/attack_result_0.npz")["LiRA/auc"]) for name in "ab"}
     assert float(rows[0]["difference"]) == pytest.approx(values["b"] - values["a"])
