@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from audit.finished import Finished, FinishedTarget, same_records
-from audit.pipeline import NOMINAL_FPRS
 from core.errors import UserError
-from core.metrics import ENOUGH_FALSE_POSITIVES, auc, paired_auc_difference
+from core.metrics import ENOUGH_FALSE_POSITIVES, NOMINAL_FPRS, auc, paired_auc_difference
 from core.rundir import differences
 from core.types import Estimate
 from modules.compare.paired import mean_difference, tpr_difference

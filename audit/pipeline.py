@@ -24,14 +24,13 @@ from core import rundir
 from core.config import TRAINED, Call, Config
 from core.errors import UserError
 from core.log import collected, kept, progress, waiting
-from core.metrics import roc, summarise
+from core.metrics import NOMINAL_FPRS, roc, summarise
 from core.registry import ATTACKS, MODULES, SOURCES
 from core.types import Evidence
 
 log = logging.getLogger(__name__)
 
 CHECKING = "check the audit, assess records and groups"
-NOMINAL_FPRS = (0.1, 0.01, 0.001, 0.0001, 0.0)
 
 
 def run(config: Config, *, only_report: bool = False) -> AuditResult:
@@ -74,7 +73,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
             seen = partial(evidence, session)
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
-            screening = screen(targets, tuple(model_rows(session)), seen)
+            screening = screen(session, targets, tuple(model_rows(session)), seen, risk.order)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
         result = _result(session, targets, sections, checks, risk, screening, timings, where)
