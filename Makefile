@@ -1,5 +1,5 @@
 # make demo   audit real data on this CPU, in under a minute       make test   every test
-# make check  format, lint, types, fast tests                      make docs   regenerate configs/README.md
+# make check  format, lint, types, fast tests                      make docs   regenerate configs/README.md and schema.json
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -26,6 +26,7 @@ format: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python main.py --list config > configs/README.md
+	$(BIN)/python main.py --schema > configs/schema.json
 
 mutations: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutations.py

@@ -4,56 +4,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
+from core.arguments import HELLO, parser
 from core.errors import UserError
-
-KINDS = ("datasets", "models", "trainers", "attacks", "modules", "sources", "config")
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cf", type=Path, metavar="FILE", help="the experiment: a YAML file, see configs/")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="e.g. train.epochs=1"
-    )
-    parser.add_argument("--check", action="store_true", help="check the config, print the plan, and stop")
-    parser.add_argument("--list", choices=KINDS, help="what a config can name")
-    parser.add_argument(
-        "--plugin", nargs="+", action="extend", default=[], type=Path, metavar="FILE", help="your own .py"
-    )
-    arguments_ = parser.parse_args(arguments)
-    if not (arguments_.cf or arguments_.list):
-        parser.error("nothing to do: give --cf FILE, e.g. --cf configs/quickstart.yaml, or --list attacks")
-    return arguments_
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    options = parser().parse_args(arguments)
+    if not (options.cf or options.list or options.init or options.schema or options.command):
+        print(HELLO)
+        return 2  # nothing was done: a script that lost its arguments must not look green
     import audit  # noqa: F401  (these fill the registries; none imports torch)
     import dataset  # noqa: F401
     import models  # noqa: F401
     import modules.mia  # noqa: F401
     import trainers  # noqa: F401
-    from core import config, log, plugins, reference
+    from core import log, plugins
 
     log.setup()
     try:
         for file in options.plugin:
             plugins.load(file)
-        if options.list:
-            print(reference.listing(options.list))
-            return 0
-        experiment = config.load(options.cf, options.set)
-        from audit import pipeline
-
-        if options.check:
-            print(pipeline.check(experiment))
-        else:
-            from audit.report import print_summary
-
-            print_summary(pipeline.run(experiment), experiment.report_dir)
-        return 0
+        text, code = answer(options)
+        if text:
+            print(text)
+        return code
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -63,6 +38,23 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is finished is kept, the same command continues", file=sys.stderr)
         return 130
+
+
+def answer(options: argparse.Namespace) -> tuple[str, int]:
+    """What to print, and the exit code."""
+    from audit import commands
+    from core import config, reference
+
+    if options.command:
+        return commands.COMMANDS[options.command](options)
+    if options.list:
+        return reference.listing(options.list), 0
+    if options.schema or options.init:
+        return commands.schema() if options.schema else commands.started(options.init)
+    experiment = config.load(options.cf, options.set)
+    from audit import pipeline
+
+    return (pipeline.check(experiment), 0) if options.check else commands.run(experiment)
 
 
 if __name__ == "__main__":

@@ -11,28 +11,33 @@ from typing import Any
 
 import numpy as np
 
-from audit import available, blind, heat_map, text_signals
+from audit import available, blind, heat_map, runtime, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
 from audit.risk import assess
 from audit.screening import screen
-from audit.session import Session, device_of, environment, make_reproducible, prepare
+from audit.session import Session, device_of, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of, wanted_of
 from audit.training import missing_models, model_rows, train_missing
 from core import rundir
 from core.config import TRAINED, Call, Config
 from core.errors import UserError
-from core.log import collected
+from core.log import collected, kept, progress, waiting
 from core.metrics import NOMINAL_FPRS, roc, summarise
 from core.registry import ATTACKS, MODULES, SOURCES
 from core.types import Evidence
 
 log = logging.getLogger(__name__)
 
+CHECKING = "check the audit, assess records and groups"
 
-def run(config: Config) -> AuditResult:
-    """Do whatever of the run is not done yet, and write the report. Raises UserError for what the user can mend."""
+
+def run(config: Config, *, only_report: bool = False) -> AuditResult:
+    """Do whatever of the run is not done yet, and write the report. Raises UserError for what the user can mend.
+
+    only_report: all must be done; the report is written anew, with the times and the environment of the run itself.
+    """
     if config.origin.name != TRAINED and (own := SOURCES.fact(config.origin.name, "run")):
         return own(config)
     timings: list[tuple[str, float]] = []
@@ -50,22 +55,21 @@ def run(config: Config) -> AuditResult:
         *(session.dataset, len(session.data.pool), len(session.data.population), len(session.points)),
         *(train_device, audit_device),
     )
-    with rundir.lock(config.run.log_dir):
+    with rundir.lock(config.run.log_dir), kept(config.run.log_dir / "run.log"), rundir.making(not only_report):
         missing_models(session)  # refuses a run directory of other settings before anything is written
-        rundir.write_text(config.run.log_dir / "config.yaml", config.source.text)
-        rundir.write_json(config.run.log_dir / "environment.json", environment(train_device))
+        where = runtime.begin(config, train_device, only_report)
         with _timed("train models", timings):
             train_missing(session, train_device)
         with _timed("compute signals", timings):
             compute_missing(session, audit_device)
         with _timed("run attacks", timings):
-            targets = tuple(audit_target(session, target) for target in session.plan.targets)
+            targets = tuple(audit_target(session, target) for target in progress(session.plan.targets, "attacking"))
         sections = heat_map.sections(session, targets, partial(evidence, session))
         for call in config.modules:
-            with _timed(f"audit {call.name}", timings):
+            with _timed(f"audit {call.name}", timings), waiting(f"audit {call.name}"):
                 sections.append(MODULES[call.name](session, targets, **call.settings))
             log.info("%s: %s", call.name, sections[-1].verdict)
-        with _timed("check the audit, assess records and groups", timings):
+        with _timed(CHECKING, timings), waiting(CHECKING):
             seen = partial(evidence, session)
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
@@ -73,11 +77,13 @@ def run(config: Config) -> AuditResult:
         checks = (*blind.checks(targets), *checks)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
-        result = _result(session, targets, sections, checks, risk, screening, timings, environment(train_device))
+        result = _result(session, targets, sections, checks, risk, screening, timings, where)
+        result = runtime.end(result, config, only_report)
         from audit.report import write_report
 
         start = time.perf_counter()
-        write_report(result, config.report_dir)
+        with waiting("write the report"):
+            write_report(result, config.report_dir, log_times=not only_report)
         log.info("report: %.1f s, in %s", time.perf_counter() - start, config.report_dir)
     return result
 

@@ -34,7 +34,7 @@ MOST_GROUPS = 40  # of one column in the page; all are in groups.csv
 FIGURES_IN_PAGE = 8  # with more targets, their figures are linked, not shown: each weighs about 0.1 MB a figure
 
 
-def write_report(result: AuditResult, folder: Path) -> None:
+def write_report(result: AuditResult, folder: Path, *, log_times: bool = True) -> None:
     """Write all of `<log_dir>/report`: see design.md §6. Files of the same name are replaced."""
     averages = tables.averages(result)
     write_text(folder / "attack_result_average.csv", to_csv(tables.average_rows(averages)))
@@ -48,7 +48,7 @@ def write_report(result: AuditResult, folder: Path) -> None:
             write_text(folder / "groups.csv", to_csv(rows))
     _write_plots(result, folder)
     write_text(folder / "index.html", page(result, averages))
-    if result.timings:
+    if result.timings and log_times:
         log = folder / "log_time_analysis.log"
         earlier = log.read_text() + "\n" if log.exists() else ""  # what a resumed run did before it was stopped
         write_text(log, earlier + time_analysis(result, datetime.now()))

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, TypeVar
 
-from core import plugins
+from core import plugins, rundir
 from core.errors import UserError
 from core.log import ROOTS
 
@@ -60,6 +60,7 @@ def run_units(
     `at_least` seconds as the caller knows, or as the first unit says, which is done here. What a unit raises
     ends them all. Results must be small: they travel through a pipe.
     """
+    rundir.check_making(f"{len(units)} models are still to be trained or asked")
     devices = places(device, workers)[: len(units)]
     if len(devices) < 2:
         yield from _here(units, setup(device))

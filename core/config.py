@@ -17,6 +17,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from core.errors import UserError
+from core.gate import Gate
 from core.mistakes import Mistakes, Path_, Source, override, unknown_key, walk
 from core.registry import ATTACKS, DATASETS, MODELS, MODULES, SOURCES, TRAINERS, Registry
 from core.safe_yaml import parse, read_text, shown
@@ -118,6 +119,7 @@ class Audit(Block):
 
 
 BLOCKS: dict[str, type[Block]] = {"run": Run, "data": Data, "train": Train, "audit": Audit}
+ALWAYS: dict[str, type[BaseModel]] = {"gate": Gate}  # blocks that may stand beside any source
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ class Config:
     modules: tuple[Call, ...]  # the audits beyond MIA whose blocks are there
     source: Source
     idle: tuple[str, ...] = ()  # keys and blocks that were written down and do nothing with this origin
+    gate: Gate | None = None
 
     def error(self, key: str, message: str) -> UserError:
         """A mistake that shows only later, at its line: `raise config.error("audit.data_size", "…")`."""
@@ -215,7 +218,7 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
         text = f"# {file} with --set {' '.join(overrides)}\n{yaml.safe_dump(raw, sort_keys=False)}"
     source = Source(str(file), text, places)
 
-    blocks = [*BLOCKS, *MODULES, *(block_of(name) for name in SOURCES)]
+    blocks = [*BLOCKS, *ALWAYS, *MODULES, *(block_of(name) for name in SOURCES)]
     for key in raw:
         if key not in blocks:
             mistakes.append(((key,), unknown_key(str(key), blocks)))
@@ -230,12 +233,13 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
         _bound(MODULES, name, _mapping(name, raw, mistakes), (name,), mistakes, (name,))
         for name in _modules(origin, raw, mistakes)
     ]
+    gate = _checked(Gate, _mapping("gate", raw, mistakes), ("gate",), mistakes) if "gate" in raw else None
     mistakes.raise_if_any(source)
     assert run and audit and origin
     idle = [block for block in (*BLOCKS, *map(block_of, SOURCES)) if block in raw and block not in used]
     idle += [f"audit.{key}" for key in _fact(origin, "idle", ()) if key in (raw.get("audit") or {})]
     called = tuple(call for call in modules if call)
-    return Config(run, audit, origin, data, train, dataset, model, trainer, attacks, called, source, tuple(idle))
+    return Config(run, audit, origin, data, train, dataset, model, trainer, attacks, called, source, tuple(idle), gate)
 
 
 def block_of(origin: str) -> str:

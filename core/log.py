@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+from core.errors import UserError
 
 T = TypeVar("T")
 ROOTS = ("core", "dataset", "models", "trainers", "modules", "audit", "plugin")  # ours, not our libraries'
@@ -17,30 +22,68 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
-        if _console is not None:
-            _console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if _bar is not None:
+            _bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             sys.stderr.write(line + "\n")
 
 
 class _Formatter(logging.Formatter):
+    """`09:12:31  warning: message`; in a file, with the date."""
+
+    def __init__(self, times: str) -> None:
+        super().__init__()
+        self.times = times
+
     def format(self, record: logging.LogRecord) -> str:
         prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return f"{self.formatTime(record, '%H:%M:%S')}  {prefix}{record.getMessage()}"
+        return f"{self.formatTime(record, self.times)}  {prefix}{record.getMessage()}"
 
 
-_console = None  # rich's, while a progress bar is on the screen
+_bar: Any = None  # rich's display, while a stage is shown on a terminal: what runs inside it gets a line of its own
+_early = logging.handlers.MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
 
 
 def setup(level: int = logging.INFO) -> None:
     """Send what our own packages log to stderr; libraries keep their own ways. Safe to call twice."""
     handler = _Stderr()
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(_Formatter("%H:%M:%S"))
+    _early.buffer.clear()
     for name in ROOTS:
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
+        logger.handlers = [handler, _early]
         logger.setLevel(level)
         logger.propagate = False
+
+
+@contextmanager
+def kept(file: Path) -> Iterator[None]:
+    """Append all that is logged to `file`, too, from the command on, and how this block ended."""
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror}): choose another run.log_dir") from None
+    handler.setFormatter(_Formatter("%Y-%m-%d %H:%M:%S"))
+    own = logging.getLogger(__name__)
+    note = lambda level, text: handler.handle(own.makeRecord(own.name, level, "", 0, text, (), None))  # noqa: E731
+    note(logging.INFO, " ".join(["started:", Path(sys.argv[0]).name, *sys.argv[1:]]))
+    for record in _early.buffer:
+        handler.handle(record)
+    _early.buffer.clear()
+    loggers = [logging.getLogger(name) for name in ROOTS]
+    for logger in loggers:
+        logger.handlers = [handler if other is _early else other for other in logger.handlers]
+    try:
+        yield
+        note(logging.INFO, "finished")
+    except BaseException as error:
+        text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error)).rstrip()
+        note(logging.ERROR, "interrupted" if isinstance(error, KeyboardInterrupt) else text)
+        raise
+    finally:
+        for logger in loggers:
+            logger.handlers = [_early if other is handler else other for other in logger.handlers]
+        handler.close()
 
 
 @contextmanager
@@ -74,19 +117,60 @@ def quiet(name: str) -> Iterator[None]:
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """`items`, with a bar and an ETA where stderr is a terminal, and nothing where it is not."""
-    global _console
-    if not sys.stderr.isatty() or _console is not None:
-        yield from items
+    """`items`, with a line of how far it is and an ETA where stderr is a terminal, and nothing where it is not."""
+    with _display() as bar:
+        if bar is None:
+            yield from items
+            return
+        total = len(items) if isinstance(items, Sized) else total
+        task = bar.add_task(what, total=total)
+        try:
+            for item in items:
+                yield item
+                bar.advance(task)
+        finally:
+            bar.remove_task(task)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A line with the time it has taken so far, where stderr is a terminal: for what cannot say how far it is."""
+    with _display() as bar:
+        task = None if bar is None else bar.add_task(what, total=None)
+        try:
+            yield
+        finally:
+            if bar is not None:
+                bar.remove_task(task)
+
+
+@contextmanager
+def _display() -> Iterator[Any]:
+    """The display of this terminal, None where stderr is none. One for all that run inside each other."""
+    global _bar
+    if _bar is not None or not sys.stderr.isatty():
+        yield _bar
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    console = Console(stderr=True)
-    columns = (TextColumn("          {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        _console = console
+    columns = (
+        TextColumn("          {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as _bar:
         try:
-            yield from bar.track(items, description=what, total=len(items) if isinstance(items, Sized) else total)
+            yield _bar
         finally:
-            _console = None
+            _bar = None

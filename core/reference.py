@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from core.config import BLOCKS
+from core.config import ALWAYS, BLOCKS
 from core.registry import ATTACKS, DATASETS, MODELS, MODULES, SOURCES, TRAINERS, Registry
 
 KINDS: dict[str, Registry] = {
@@ -90,7 +90,7 @@ def markdown() -> str:
         "`python main.py --cf configs/quickstart.yaml`. Any key can be set on the command line: "
         "`--set train.epochs=1 audit.queries=2`. `--check` prints the plan and stops.",
     ]
-    for name, block in BLOCKS.items():
+    for name, block in {**BLOCKS, **ALWAYS}.items():
         parts.append(f"## `{name}:`\n\n{inspect.getdoc(block)}\n\n" + _table(block))
     for title, registry in KINDS.items():
         parts.append(f"## {title.capitalize()}")

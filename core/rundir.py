@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -146,8 +147,30 @@ def read_stamp(path: Path) -> dict[str, Any] | None:
     return made
 
 
+_making = ContextVar("whether artefacts may be made", default=True)
+
+
+@contextmanager
+def making(allowed: bool) -> Iterator[None]:
+    """Whether artefacts may be made in this block: a report is written again from those that are there."""
+    token = _making.set(allowed)
+    try:
+        yield
+    finally:
+        _making.reset(token)
+
+
+def check_making(what: object) -> None:
+    """Raises UserError where nothing may be made."""
+    if not _making.get():
+        raise UserError(
+            f"{what}: the run is not finished, and only its report was asked for; its own command continues it"
+        )
+
+
 def make(path: Path, settings: Mapping[str, Any], write: Callable[[BinaryIO], Any], **facts: Any) -> None:
     """Write an artefact, then its stamp. `facts` are measured, not set: accuracies, seconds, digests."""
+    check_making(f"{path} is missing")
     try:
         stamp_of(path).unlink(missing_ok=True)  # from here until the new stamp is written, the artefact is unfinished
     except OSError as error:

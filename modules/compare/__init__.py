@@ -1,0 +1,1 @@
+"""What differs between two models that were audited on the same records."""
