@@ -4,6 +4,7 @@ from audit import (  # noqa: F401  (each registers the block of a config that sw
     dp_audit,
     duci,
     from_models,
+    from_scores,
     from_signals,
     ramia,
 )

@@ -15,12 +15,13 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 from pydantic import ValidationError
 
+from audit.available import lacks
 from audit.duci_dataset import Condition, Value, dataset_of, parts_of
 from audit.results import More, Section, TargetResult
 from audit.session import Session, device_of
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, train_missing
-from core.config import Call, min_pairs
+from core.config import TRAINED, Call, min_pairs
 from core.log import quiet
 from core.registry import ATTACKS, MODULES
 from core.rundir import digest
@@ -37,8 +38,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+RMIA = {"name": "RMIA", "mode": "online"}
+REFERENCE_ATTACK = {"name": "Calibration", "on": "loss"}  # the paper's, for language models
+
+
 def check(session: Session, **settings: Any) -> None:
     """Raises UserError, at its line, for what this audit cannot be done with."""
+    if session.given is not None and settings["proportions"]:
+        raise session.config.error("duci.proportions", "models would be trained, and signals were given: leave it out")
     task = Task.of(session, settings)
     for proportion in task.proportions:
         _memberships(task, proportion, np.zeros(len(task.x)))
@@ -67,12 +74,13 @@ def more(session: Session, **settings: Any) -> tuple[More, ...]:
     summary="which share of a dataset did the model train on, with an interval (Tong et al. 2025)",
     check=check,
     more=more,
+    sources=(TRAINED, "models", "signals"),
 )
 def duci(
     session: Session,
     targets: tuple[TargetResult, ...],
     *,
-    attack: str | dict[str, Any] = {"name": "RMIA", "mode": "online"},  # noqa: B006  (read only)
+    attack: str | dict[str, Any] | None = None,
     records: Path | None = None,
     size: Annotated[int, Ge(2)] | None = None,
     where: Condition = {},  # noqa: B006  (read only)
@@ -89,10 +97,12 @@ def duci(
 ) -> Section:
     """Estimate how much of a dataset X each target used; X is all audited points, unless told otherwise.
 
-    The default attack is the paper's: as many references that trained on a record as did not, in Pr(x), and a
-    population that is disjoint from X, since no model trains on it.
+    The default attack is the paper's: RMIA with as many references that trained on a record as did not, in Pr(x), and
+    a population that is disjoint from X, since no model trains on it; of texts, their log-likelihood minus its mean
+    over references that did not train on them.
 
-    - attack: the membership attack whose guesses are counted; needs one pair of references more than by itself
+    - attack: the membership attack whose guesses are counted; needs one pair of references more than by itself.
+      {name: RMIA, mode: online} if left out, and {name: Calibration, on: loss} on texts
     - records: a text file of pool indices, one a line: X is these; each must be an audited point
     - where: X is only what has these values, as {column: value}, or {column: [values]}; columns are the dataset's
       groups, such as an owner, and `label`
@@ -131,10 +141,16 @@ class Task:
 
     @classmethod
     def of(cls, session: Session, settings: Mapping[str, Any]) -> Task:
-        call = _attack(session, settings["attack"])
+        of_data = REFERENCE_ATTACK if session.data.is_text else RMIA
+        call = _attack(session, of_data if settings["attack"] is None else settings["attack"])
         x = dataset_of(session, settings["records"], settings["where"], settings["size"])
         _check_references(session, call, settings["debias"], settings["rehearsals"])
         config, threshold = session.config, settings["threshold"]
+        if settings["proportions"] and config.train is None:
+            message = "synthetic targets are trained here, which needs the blocks data and train: leave it out"
+            raise config.error("duci.proportions", message)
+        if lack := [lack.what for lack in lacks(replace(session, points=x), call)]:
+            raise config.error("duci.attack", f"{call.label} lacks {' and '.join(lack)}")
         if call not in config.attacks:
             config = replace(config, attacks=(*config.attacks, call))
 

@@ -24,7 +24,7 @@ class Answers:
 
     def column(self, signal: Signal, model: int) -> Float[Array, "Q n"]:
         """One model's answers in one signal. UserError where it does not follow from what is known."""
-        if signal == LOG_ODDS:
+        if signal == LOG_ODDS or not self.log_odds.shape[2]:  # about no records there is nothing to know
             return self.log_odds[model]
         if self.logits is None or self.labels is None:
             raise UserError(f"the signal {signal.name} does not follow from log-odds: it needs logits and labels")

@@ -24,13 +24,11 @@ from core import rundir
 from core.config import TRAINED, Call, Config
 from core.errors import UserError
 from core.log import collected
-from core.metrics import roc, summarise
+from core.metrics import NOMINAL_FPRS, roc, summarise
 from core.registry import ATTACKS, MODULES, SOURCES
 from core.types import Evidence
 
 log = logging.getLogger(__name__)
-
-NOMINAL_FPRS = (0.1, 0.01, 0.001, 0.0001, 0.0)
 
 
 def run(config: Config) -> AuditResult:
@@ -71,7 +69,7 @@ def run(config: Config) -> AuditResult:
             seen = partial(evidence, session)
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
-            screening = screen(targets, tuple(model_rows(session)), seen)
+            screening = screen(session, targets, tuple(model_rows(session)), seen, risk.order)
         checks = (*blind.checks(targets), *checks)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)

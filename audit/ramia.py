@@ -21,7 +21,7 @@ from audit.ramia_samples import Setup, ask, centers
 from audit.results import AttackResult, Section, TargetResult
 from audit.session import Session, device_of
 from audit.signals import compute_missing
-from core.config import Call, min_pairs
+from core.config import TRAINED, Call, min_pairs
 from core.metrics import paired_auc_difference, roc, summarise
 from core.registry import ATTACKS, MODULES
 from core.types import Estimate, pairs_of
@@ -49,7 +49,12 @@ def check(session: Session, **settings: Any) -> None:
     setup_of(session, **settings)
 
 
-@MODULES.register("ramia", summary="range membership: does a range of records hold a training point?", check=check)
+@MODULES.register(
+    "ramia",
+    summary="range membership: does a range of records hold a training point?",
+    check=check,
+    sources=(TRAINED, "models"),
+)
 def ramia(
     session: Session,
     targets: tuple[TargetResult, ...],
@@ -172,6 +177,9 @@ def setup_of(
         except ValueError as error:
             raise config.error("ramia.aggregation", str(error)) from None
     base = config.attacks[0] if attack is None else _attack(session, attack)
+    if ATTACKS.fact(base.name, "needs_text"):
+        instead = "on ranges, take one of whole texts, such as LiRA, RMIA, Calibration or LOSS"
+        raise config.error("ramia.attack", f"{base.label} reads single tokens: {instead}")
     return Setup(name, settings, ranges, sample_size, include_center, center, neighbours, base, chosen)
 
 

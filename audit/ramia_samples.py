@@ -79,7 +79,6 @@ def samples(session: Session, setup: Setup, points: Int[Array, " n"]) -> Records
 
 def ask(session: Session, setup: Setup, device: torch.device) -> None:
     """Ask every model about every center and sample that it was not asked about; a block of ranges at a time."""
-    from trainers.evaluate import signals
     from trainers.resident import Resident
 
     wanted = signals_of(session.config.attacks)
@@ -96,9 +95,7 @@ def ask(session: Session, setup: Setup, device: torch.device) -> None:
         audit = session.config.audit
         for model in (model for model in session.plan.models if missing[model]):
             network = load_model(session, model, device)
-            asked = signals(
-                network, resident, wanted=missing[model], batch_size=audit.batch_size, queries=audit.queries
-            )
+            asked = _asked(session, network, resident, missing[model])
             for signal, column in zip(missing[model], asked, strict=True):
                 if not np.isfinite(column).all():
                     raise UserError(f"model {model} gives non-finite signals ({signal.name}) on samples of ranges")
@@ -107,6 +104,19 @@ def ask(session: Session, setup: Setup, device: torch.device) -> None:
                 write = lambda file, table=table: np.lib.format.write_array(file, table, allow_pickle=False)  # noqa: E731
                 rundir.make(path, _stamp(session, setup, model, signal, start, stop), write)
         log.info("ramia: ranges %d to %d of %d asked", start, stop, len(session.points))
+
+
+def _asked(session: Session, network: torch.nn.Module, resident: Any, wanted: list[Signal]) -> list[np.ndarray]:
+    """What a model says of these records: a row a query."""
+    audit = session.config.audit
+    if session.data.is_text:
+        from trainers.evaluate_text import text_signals
+
+        found = text_signals(network, resident, wanted=wanted, batch_size=audit.batch_size)
+        return [found[signal] for signal in wanted]
+    from trainers.evaluate import signals
+
+    return list(signals(network, resident, wanted=wanted, batch_size=audit.batch_size, queries=audit.queries))
 
 
 def blocks(session: Session, setup: Setup) -> Iterator[tuple[int, int]]:

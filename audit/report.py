@@ -61,6 +61,9 @@ def _write_target(result: AuditResult, target: TargetResult, folder: Path) -> No
     write_atomic(folder / f"attack_result_{t}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
     columns = tables.record_columns(result, target)
     columns |= risk_report.target_columns(result.risk, t) if result.risk else {}
+    for one in result.screening:
+        if one.target == t and one.iqr is not None:
+            columns["lt_iqr"] = one.iqr
     write_text(folder / f"records_{t}.csv", columns_to_csv(columns))
 
 
@@ -147,6 +150,7 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         verdict=tables.verdict(result, ranked),
         several=len(result.targets) > 1,
         swatch={row.attack: _swatch(row.order) for row in ranked},
+        traced=any(one.iqr is not None for one in result.screening),
         screened_attacks=[row.attack for row in ranked if _without_references(row.attack)],
         agreement=tables.agreement(result).tolist() if len(ranked) > 1 else None,
         accusations=_accusations(ranked[0]),

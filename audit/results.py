@@ -138,6 +138,8 @@ class Screening:
     gap: float | None  # training accuracy minus test accuracy
     tail_tnr: Estimate  # share of non-members that are ruled out while 99% of the members are kept
     tail_resolvable: bool
+    iqr: Float[Array, " N"] | None = None  # LT-IQR of members, NaN of others; None where no losses were recorded
+    iqr_precision: float | None = None  # share of its top tenth that is in the top tenth of an attack with references
 
     @property
     def gap_attack(self) -> float | None:

@@ -184,11 +184,7 @@ def make_reproducible(threads: int) -> None:
 
 
 def environment(device: Any) -> dict[str, Any]:
-    """Versions, device and commit: what a reader needs to judge or repeat the run."""
-    import torch
-
-    from trainers.loop import auto_precision
-
+    """Versions, device (None: torch was not used) and commit: what a reader needs to judge or repeat the run."""
     packages = {}
     for name in ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "transformers", "tokenizers", "peft"):
         try:
@@ -198,12 +194,22 @@ def environment(device: Any) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu_threads": torch.get_num_threads(),
-        "precision that `auto` means here": auto_precision(device),
+        **({} if device is None else _of_device(device)),
         "packages": packages,
         "commit": _commit(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _of_device(device: Any) -> dict[str, Any]:
+    import torch
+
+    from trainers.loop import auto_precision
+
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_threads": torch.get_num_threads(),
+        "precision that `auto` means here": auto_precision(device),
     }
 
 

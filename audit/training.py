@@ -18,7 +18,7 @@ from audit.workers import Lost, places, run_units
 from core import rundir
 from core.errors import StaleArtefact, UserError
 from core.log import progress
-from core.registry import TRAINERS
+from core.registry import MODELS, TRAINERS
 from core.types import Settings
 
 if TYPE_CHECKING:
@@ -196,6 +196,11 @@ def _train_stack(session: Session, stack: list[int], pool: Any, population: Any,
         write_model(session, number, model, pool, population, seconds=round(seconds, 3), device=device, **how)
 
 
+def losses_path(session: Session, model: int) -> Path:
+    """Where the losses of a model's members after each epoch are, if its trainer recorded them: (epochs, members)."""
+    return session.folder / "models" / f"model_{model}.losses.npy"
+
+
 def write_model(
     session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, **facts: Any
 ) -> None:
@@ -211,6 +216,8 @@ def write_model(
     path = weights_path(session, number)
     files, sha256 = to_files(model, path)
     weights = files.pop(path.name)
+    if (trace := getattr(model, "loss_trace", None)) is not None:
+        rundir.write_array(losses_path(session, number), trace)
     for name, content in files.items():  # before the weights, which carry the stamp
         rundir.write_atomic(path.parent / name, lambda file, content=content: file.write(content))
     rundir.make(
@@ -236,7 +243,18 @@ def load_model(session: Session, model: int, device: torch.device) -> torch.nn.M
     """A trained model, in eval mode. Raises UserError if its file is not the one that was written."""
     network = build(session, model)
     from_files(weights_path(session, model), network, facts(session, model)["sha256"])
+    if session.config.model and MODELS.fact(session.config.model.name, "kind") == "estimator":
+        network.training_set = partial(_training_set, session, model)  # to answer what it was not asked yet
     return network.to(device).eval()
+
+
+def _training_set(session: Session, model: int) -> tuple[torch.Tensor, torch.Tensor]:
+    from trainers.fit import data_of
+    from trainers.resident import Resident
+
+    data = session.data
+    pool = Resident.of(data.pool, data.mean, data.std, "cpu")
+    return data_of(pool, np.flatnonzero(session.plan.member[model]))
 
 
 def facts(session: Session, model: int) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ from scipy.special import bdtrik, betaincinv, expit, logit, ndtri, stdtrit
 
 from core.types import Estimate, OperatingPoint, Roc, Summary
 
+NOMINAL_FPRS = (0.1, 0.01, 0.001, 0.0001, 0.0)  # that every audit reports
 ENOUGH_FALSE_POSITIVES = 10  # expected at an FPR, for the TPR there to say more about the attack than about n
 
 

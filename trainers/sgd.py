@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -63,6 +64,7 @@ def sgd(
     ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     clip_norm: Annotated[float, Gt(0)] | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    record_losses: bool = False,
     stack: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
 ) -> list[torch.nn.Module]:
     """Train each model on its members by gradient descent; the trained models are in evaluation mode.
@@ -89,13 +91,15 @@ def sgd(
     - ema: decay per step of the moving average of the weights that is kept in the end; 0 keeps the last weights
     - clip_norm: longer gradients are scaled down to this norm
     - precision: of products and convolutions; auto is bfloat16 on CUDA devices that support it, float32 elsewhere
+    - record_losses: keep each member's loss after each epoch (models/model_<id>.losses.npy), for the report's
+        LT-IQR: costs a forward pass an epoch, and models are trained one by one
     - stack: how many models are trained at once, to the same bytes; auto chooses for the device and the model
     """
     from trainers import loop
     from trainers import stack as stacks
 
     _check(models, data, members, streams, augment, warmup_epochs, epochs)
-    layers = None if augment else stacks.common_layers(models)
+    layers = None if augment or record_losses else stacks.common_layers(models)
     chosen = loop.precision_of(precision, data.device)
     options = {
         "make_optimizer": loop.optimizer(optimizer, momentum, nesterov, weight_decay),
@@ -118,7 +122,13 @@ def sgd(
                 stacks.train(own, layers, data, members[part], own_streams, rates=rates, **options)
             else:
                 shift = math.floor(augment_shift * data.x.shape[2]) if augment else None
-                loop.train(*own, data, members[part[0]], *own_streams, rates=rates, shift=shift, **options)
+                trace: list[np.ndarray] = []
+                record = partial(_record, trace, *own, data, members[part[0]]) if record_losses else None
+                loop.train(
+                    *own, data, members[part[0]], *own_streams, rates=rates, shift=shift, after_epoch=record, **options
+                )
+                if record_losses:
+                    own[0].loss_trace = np.stack(trace)
         except loop.Diverged as diverged:
             which = f"model {part[0]} of a stack of {len(models)}" if len(part) == 1 else f"a stack of {len(part)}"
             raise UserError(
@@ -129,6 +139,15 @@ def sgd(
     for model in models:
         model.trained = {"precision": chosen, "method": "products" if layers else "loop"}  # what the stamp records
     return models
+
+
+def _record(trace: list[np.ndarray], model: torch.nn.Module, data: Resident, member: Bool[Array, " D"]) -> None:
+    """Add the loss of each member as the model is now: float32 (members,), softplus of minus its log-odds."""
+    from core.types import LOG_ODDS
+    from trainers.evaluate import signals
+
+    log_odds = signals(model, data, np.flatnonzero(member), wanted=[LOG_ODDS])[0, 0]
+    trace.append(np.logaddexp(0, -log_odds))
 
 
 def _check(

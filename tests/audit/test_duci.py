@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from audit.session import prepare
 from core.config import load
 from core.errors import UserError
 from core.registry import DATASETS, MODULES
+from core.rng import stream
 from core.types import AuditData, Records
 from modules.duci.answers import Answer
 from modules.duci.usage import usage
@@ -198,6 +200,39 @@ def test_columns_of_the_dataset_name_x_and_its_parts(shared, tmp_path, owned):
     _, rows, _ = run(shared, *changes, "duci.groups=ward", folder=tmp_path)
     assert [r["part"] for r in rows] == ["all of X", "ward 0", "ward 1", "ward 2"]
     assert sum(int(r["records"]) for r in rows[1:]) == 599
+
+
+def imported(folder, models=16, n=400, **duci):
+    """Log-odds of models with independent memberships, as another tool would hand them over, and a config."""
+    draw = stream(3, "imported")
+    member = draw.random((models, n)) < 0.5
+    member[:, :2] = [[True, False]] * models  # records that all models know, or none: not in X
+    used = np.arange(2, n)
+    member[0, used] = draw.permutation(len(used)) < 0.3 * len(used)
+    np.save(folder / "signals.npy", draw.normal(size=n) + draw.normal(size=(models, n)) + 2.5 * member)
+    np.save(folder / "member.npy", member)
+    (folder / "x.txt").write_text("\n".join(map(str, used)))
+    files = {"file": str(folder / "signals.npy"), "membership": str(folder / "member.npy")}
+    signals = {**files, "kind": "log_odds", "targets": [0], "uncovered": "drop"}
+    audit = {"algorithm": "LOSS"}
+    blocks = {"run": {"log_dir": str(folder / "run")}, "signals": signals, "audit": audit}
+    blocks["duci"] = {"records": str(folder / "x.txt"), "attack": {"name": "LiRA"}, **duci}
+    path = folder / "imported.yaml"
+    path.write_text(json.dumps(blocks, indent=1))
+    return path, member
+
+
+def test_signals_from_elsewhere_are_answered_about_as_models_of_ones_own(tmp_path):
+    path, member = imported(tmp_path)
+    section, rows, _ = run(path)
+    first = rows[0]
+    assert float(first["truth"]) == pytest.approx(member[0, 2:].mean(), abs=1e-12) and first["refused"] == ""
+    assert float(first["raw_low"]) < 0.3 < float(first["raw_high"]) and abs(float(first["raw"]) - 0.3) < 0.15
+    assert "Not checked" in section.html
+    path, _ = imported(tmp_path, proportions=[0, 1])
+    assert "duci.proportions: synthetic targets are trained here" in mistake(path)
+    path, _ = imported(tmp_path, attack="RMIA")
+    assert "duci.attack: RMIA compares X with a population disjoint from it, and there is none left" in mistake(path)
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,71 @@ def test_images_work_too(config):
     assert run(config, *changes, "ramia.range_function={name: l2, radius: 10}") == 0
 
 
+@pytest.mark.slow
+def test_models_from_elsewhere_are_asked_about_the_same_samples(config):
+    """Our own models, given as files: range for range the same scores, and DUCI's share with its interval."""
+    assert run(config, "ramia.attack=LiRA") == 0
+    raw = yaml.safe_load(config.read_text())
+    expected, trained = result(config), config.parent / "run"
+    raw["run"]["log_dir"] = str(config.parent / "given")
+    raw |= {"model": {"folder": str(trained)}, "audit": {"algorithm": ["LiRA"]}, "duci": {"attack": "LOSS"}}
+    raw["duci"]["min_advantage"] = 0
+    del raw["train"]
+    given = config.parent / "given.yaml"
+    given.write_text(yaml.safe_dump(raw))
+    assert main.main(["--cf", str(given), "--set", "model.name={name: mlp, hidden: [32]}"]) == 0
+    with np.load(config.parent / "given/report/ramia/attack_result_0.npz") as found:
+        assert np.array_equal(found["sample_scores"], expected["sample_scores"])
+        assert np.array_equal(found["memberships"], expected["memberships"])
+    with (config.parent / "given/report/duci/usage.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert float(first["raw_low"]) < float(first["truth"]) == 0.5 < float(first["raw_high"])
+
+
+TEXT = """\
+run: {log_dir: LOG, random_seed: 7}
+data: {dataset: text_file, file: FILE}
+train: {model_name: {name: gpt2_tiny, width: 16, layers: 1, heads: 1}, learning_rate: 0.01, batch_size: 8, epochs: 8}
+audit: {algorithm: [LOSS], num_ref_models: 2}
+ramia:
+  {range_function: word_replace, mask_model: population, num_masks: 3, sample_size: 4, center: perturbed, attack: LiRA}
+duci: {size: 20, min_advantage: 0}
+"""
+
+
+@pytest.mark.slow
+def test_ranges_of_texts_are_told(config, capsys):
+    """And the share of them that was used, by the reference attack."""
+    words = ["red", "cat", "sees", "the", "a", "old", "bird", "new", "dog", "hears", "blue", "house", "near", "sea"]
+    lines = [" ".join(stream(0, "line", i).choice(words, 12)) + "." for i in range(60)]
+    file = config.with_name("mine.txt")
+    file.write_text("\n".join(lines))
+    config.write_text(TEXT.replace("LOG", str(config.parent / "run")).replace("FILE", str(file)))
+    assert run(config) == 0
+    assert row(config)["range_function"] == "texts with up to 3 words replaced, drawn from the population's words"
+    assert float(row(config)["auc_ramia_low"]) > 0.5 and result(config)["sample_scores"].shape == (45, 4)
+    with (config.parent / "run/report/duci/usage.csv").open() as file:
+        (first,) = csv.DictReader(file)
+    assert float(first["raw_low"]) < float(first["truth"]) < float(first["raw_high"])
+    assert "Calibration (on=loss)" in (config.parent / "run/report/index.html").read_text()
+    capsys.readouterr()
+    for change, message in (
+        ("ramia.mask_model=/no/where", "ramia.mask_model: '/no/where' cannot be loaded as a masked language model"),
+        ("ramia.attack=MinK", "ramia.attack: MinK reads single tokens: on ranges, take one of whole texts"),
+        (
+            "ramia={range_function: l2, radius: 1}",
+            "ramia.range_function: l2 works on images and features, and text_file has",
+        ),
+        (
+            "ramia={range_function: missing_values, num_missing_feats: 1}",
+            "missing_values works on features, and text_file has",
+        ),
+    ):
+        assert run(config, change) == 2
+        message_ = capsys.readouterr().err
+        assert message in message_
+
+
 ORIGINAL = {
     "purchase": ({"range_function": "l2", "sample_size": 10, "radius": 10}, {"radius": 10.0}),
     "purchase_missingvalues": (
@@ -260,6 +325,16 @@ ORIGINAL = {
             "is_categorical": True,
         },
         {"columns": 10, "col_ranges": [(0.0, 1.0)] * 10, "imputation": "categorical"},
+    ),
+    "agnews": (
+        {
+            "range_function": "word_replace",
+            "sample_size": 10,
+            "mask_model": "population",
+            "mask_tokenizer": "population",
+            "num_masks": 5,
+        },
+        {"mask_model": "population", "mask_tokenizer": "population", "num_masks": 5, "top_k": 50},
     ),
     "cifar10": (
         {
@@ -278,6 +353,8 @@ def test_the_original_tools_keys_are_understood(config, name):
     raw = yaml.safe_load(config.read_text()) | {"ramia": block}
     if name == "cifar10":
         raw["data"] = {"dataset": "digits"}
+    if name == "agnews":
+        raw |= {"data": {"dataset": "docstrings", "num_records": 60}, "train": {"model_name": "gpt2_tiny"}}
     config.write_text(yaml.safe_dump(raw))
     checked = load(config)
     (call,) = checked.modules

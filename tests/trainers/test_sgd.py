@@ -460,3 +460,19 @@ def test_training_on_a_gpu_repeats_itself(make, records, settings):
     pool = Resident.of(records(), (0.0,), (50.0,), "cuda")
     first, again = (weights(train_one(make(), pool, precision="float32", **settings)) for _ in range(2))
     torch.testing.assert_close(first, again, rtol=1e-4, atol=1e-5)
+
+
+def test_recorded_losses_are_those_of_the_model_after_each_epoch_and_change_nothing_else():
+    data, member = resident(images()), half("traced")
+    plain, traced = ([cnn(dropout=0.2)] for _ in range(2))
+    settings = {"epochs": 3, "learning_rate": 0.05, "batch_size": 8, "augment": True}
+    train(plain, data, member[None], [stream(1, "t")], **settings)
+    train(traced, data, member[None], [stream(1, "t")], record_losses=True, **settings)
+    for a, b in zip(plain[0].state_dict().values(), traced[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    trace = traced[0].loss_trace
+    assert trace.shape == (3, member.sum())
+    index = torch.as_tensor(np.flatnonzero(member))
+    last = nn.functional.cross_entropy(traced[0](data.batch(index)), data.y[index], reduction="none")
+    np.testing.assert_allclose(trace[-1], last.detach().numpy(), rtol=1e-3, atol=1e-6)
+    assert not hasattr(plain[0], "loss_trace")
