@@ -159,7 +159,7 @@ def test_a_given_model_is_audited_without_references_and_the_blind_baseline_expl
 def test_what_needs_texts_is_refused_elsewhere_before_anything_is_trained(tmp_path, capsys, change, message):
     config = {
         "run": {"log_dir": str(tmp_path / "run")},
-        "data": {"dataset": "blobs"},
+        "data": {"dataset": "digits"},
         "train": {"model_name": "mlp", "learning_rate": 0.1, "batch_size": 8, "epochs": 1},
         "audit": {"device": "cpu", **change},
     }
