@@ -1,3 +1,8 @@
 """The pipeline: plan -> models -> signals -> audits -> report. The only layer that sees everything."""
 
-from audit import dp_audit, duci, ramia  # noqa: F401  (each registers the block of a config that switches it on)
+from audit import (  # noqa: F401  (each registers the block of a config that switches it on)
+    dp_audit,
+    duci,
+    from_signals,
+    ramia,
+)

@@ -93,7 +93,8 @@ def dp_audit(
     - dp_sgd: settings of the trainer dp_sgd; those not given are taken from `train:`, as far as it has them
     - delta: of the bound, and of the accountant
     - level: confidence of everything said of one training algorithm together
-    - guesses: how many guesses: fixed, split, multi_split, bonferroni, calibrated, or {name: …, its settings}
+    - guesses: how many guesses: fixed, split, multi_split, bonferroni, calibrated, step_wise, or {name: …, and its
+      settings}
     - estimator: one_run (Steinke et al. 2023) and f_dp (Mahloujifar et al. 2025) hold for every mechanism; gaussian is
       tighter and holds for Gaussian mechanisms only
     - claim: {epsilon, delta} to be tested; what the accountant says if left out

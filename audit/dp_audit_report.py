@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from audit import plots, tables, templates
 from audit.dp_audit_runs import Arm
 from audit.results import Section
 from core.metrics import roc
 from core.rng import stream
 from core.rundir import write_atomic, write_text
-from modules.dp_audit import along_guesses, most_tpr, ranked
+from modules.dp_audit import along_guesses, ranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,7 +136,6 @@ def guesses_figure(setup: Setup, found: Sequence[Found]) -> Figure:
 def roc_figure(setup: Setup, found: Sequence[Found]) -> Figure:
     """ROC curves of the canaries, and above what TPR no attack on (ε, δ)-DP can come."""
     axes = plots.new_axes((5.4, 4.7), (0.16, 0.11, 0.8, 0.86))
-    grid = np.geomspace(1e-4, 1, 400)
     smallest = 1.0
     for order, label, _, audited in _lines(found):
         colour, dash = plots.style(order)
@@ -148,9 +145,7 @@ def roc_figure(setup: Setup, found: Sequence[Found]) -> Figure:
     for one in found:
         epsilon = setup.claim.epsilon if setup.claim else one.accounted
         if epsilon is not None and math.isfinite(epsilon):
-            label = f"(ε, δ)-DP allows, ε = {epsilon:.3g}"
-            allowed = most_tpr(grid, epsilon=float(epsilon), delta=setup.delta)
-            axes.plot(grid, allowed, color=plots.INK, linewidth=1, dashes=(4, 3), label=label)
+            plots.draw_promise(axes, float(epsilon), setup.delta, 1e-4)
     axes.plot([1e-4, 1], [1e-4, 1], color=plots.MUTED, linewidth=1, dashes=(2, 2), label="chance")
     axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.15))
     axes.set_xlabel("False positive rate (canaries left out)")

@@ -19,7 +19,17 @@ from core.errors import UserError
 from core.registry import ATTACKS, TRAINERS, Registry
 from core.types import Evidence
 from dataset.canaries import CANARIES, with_canaries
-from modules.dp_audit import Bonferroni, Calibrated, Choice, Fixed, MultiSplit, Split, audit_one_run, level_of_each
+from modules.dp_audit import (
+    Bonferroni,
+    Calibrated,
+    Choice,
+    Fixed,
+    MultiSplit,
+    Split,
+    StepWise,
+    audit_one_run,
+    level_of_each,
+)
 from modules.dp_audit import mechanisms as known
 
 SAME = {"none": "natural", "cifar10_canary": "mislabelled"}  # the original tool's names
@@ -57,6 +67,12 @@ def bonferroni() -> Choice:
 @GUESSES.register("calibrated", summary="the best of nested numbers of guesses, calibrated for all of them")
 def calibrated() -> Choice:
     return Calibrated()
+
+
+@GUESSES.register("step_wise", summary="several numbers of guesses, each responsible for one range of epsilon")
+def step_wise() -> Choice:
+    """Shows what `fixed` shows of a weak mechanism and more of a strong one, with every estimator."""
+    return StepWise()
 
 
 @MECHANISMS.register(

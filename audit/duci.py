@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,39 +15,58 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 from pydantic import ValidationError
 
-from audit import plots, templates
-from audit.report import rate, share, to_csv
-from audit.results import Section, TargetResult
+from audit.duci_dataset import Condition, Value, dataset_of, parts_of
+from audit.results import More, Section, TargetResult
 from audit.session import Session, device_of
-from audit.signals import compute_missing, evidence, signals_of
+from audit.signals import compute_missing, evidence, missing_signals, signals_of
+from audit.training import missing_models, train_missing
 from core.config import Call, min_pairs
 from core.log import quiet
 from core.registry import ATTACKS, MODULES
-from core.rundir import digest, write_atomic, write_text
+from core.rundir import digest
 from core.types import Evidence, Plan
-from modules.duci.answers import METHODS, Answer, drifts, means, method_errors
+from modules.duci.answers import Answer
 from modules.duci.groups import ENOUGH_FOR_RECORDS, vulnerability
 from modules.duci.inference import Learnt, Method, answers, learn
 from modules.duci.rehearse import restricted, with_target
 from modules.duci.sampling import Sampling, training_set
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 log = logging.getLogger(__name__)
-
-ALL = "all of X"
 
 
 def check(session: Session, **settings: Any) -> None:
     """Raises UserError, at its line, for what this audit cannot be done with."""
-    task = _Task.of(session, settings)
+    task = Task.of(session, settings)
     for proportion in task.proportions:
         _memberships(task, proportion, np.zeros(len(task.x)))
 
 
+def more(session: Session, **settings: Any) -> tuple[More, ...]:
+    """The synthetic targets. Those drawn by vulnerability are known only once the references' signals are there."""
+    task = Task.of(session, settings)
+    if not task.proportions:
+        return ()
+    wanted = len(task.proportions) * task.trials
+    if "vulnerable" in task.sampling and (missing_models(session) or missing_signals(task.session)):
+        to_train = wanted
+    else:
+        vulnerable = np.zeros(len(task.x))
+        if "vulnerable" in task.sampling:
+            vulnerable = _vulnerable(_learnt(task, _seen(task, session.plan.targets[0])))
+        to_train = sum(len(missing_models(_synthetic(task, p, vulnerable))) for p in task.proportions)
+    points = len(task.x) + len(session.population)
+    kept = points * session.config.audit.queries * len(signals_of(task.session.config.attacks))
+    return (More("synthetic targets", wanted, to_train, signals=kept),)
+
+
 @MODULES.register(
-    "duci", summary="which share of a dataset did the model train on, with an interval (Tong et al. 2025)", check=check
+    "duci",
+    summary="which share of a dataset did the model train on, with an interval (Tong et al. 2025)",
+    check=check,
+    more=more,
 )
 def duci(
     session: Session,
@@ -57,7 +75,8 @@ def duci(
     attack: str | dict[str, Any] = {"name": "RMIA", "mode": "online"},  # noqa: B006  (read only)
     records: Path | None = None,
     size: Annotated[int, Ge(2)] | None = None,
-    groups: dict[str, tuple[int, ...]] = {},  # noqa: B006  (read only)
+    where: Condition = {},  # noqa: B006  (read only)
+    groups: str | dict[str, Value | tuple[Value, ...] | Condition] = {},  # noqa: B006  (read only)
     threshold: Literal["youden"] | Annotated[float, Interval(gt=0, lt=1)] = "youden",
     debias: Literal["dataset", "subgroups", "record"] = "dataset",
     subgroups: Annotated[int, Ge(2)] = 6,
@@ -75,8 +94,11 @@ def duci(
 
     - attack: the membership attack whose guesses are counted; needs one pair of references more than by itself
     - records: a text file of pool indices, one a line: X is these; each must be an audited point
+    - where: X is only what has these values, as {column: value}, or {column: [values]}; columns are the dataset's
+      groups, such as an owner, and `label`
     - size: X is so many of those, drawn at random
-    - groups: parts of X that get an estimate of their own, as name: [class labels]
+    - groups: parts of X that get an estimate of their own: a column, whose every value is a part, or name: [labels],
+      or name: {column: [values]}
     - threshold: youden has the largest TPR - FPR on rehearsals; a number is the FPR to keep there
     - debias: one TPR and FPR for X, for `subgroups` of X that leak alike, or for each record
     - subgroups: how many
@@ -88,12 +110,14 @@ def duci(
     - sampling: how the used part of X is drawn: uniform, poisson, most_vulnerable or least_vulnerable first
     """
     settings = {key: value for key, value in locals().items() if key not in ("session", "targets")}
-    task = _Task.of(session, settings)
-    return _report(task, *_answers(task))
+    task = Task.of(session, settings)
+    from audit.duci_report import write
+
+    return write(task, *_answers(task))
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """The settings, resolved."""
 
     session: Session  # with the attack among those whose signals are there
@@ -106,19 +130,10 @@ class _Task:
     sampling: Sampling
 
     @classmethod
-    def of(cls, session: Session, settings: Mapping[str, Any]) -> _Task:
+    def of(cls, session: Session, settings: Mapping[str, Any]) -> Task:
         call = _attack(session, settings["attack"])
-        x = _dataset(session, settings["records"], settings["size"])
+        x = dataset_of(session, settings["records"], settings["where"], settings["size"])
         _check_references(session, call, settings["debias"], settings["rehearsals"])
-        labels = session.data.pool.y[x]
-        parts = {ALL: np.ones(len(x), dtype=bool)}
-        for name, classes in settings["groups"].items():
-            parts[name] = np.isin(labels, classes)
-            if parts[name].sum() < 2:
-                raise session.config.error(
-                    f"duci.groups.{name}",
-                    f"{parts[name].sum()} records of X have a label in {list(classes)}: 2 are needed",
-                )
         config, threshold = session.config, settings["threshold"]
         if call not in config.attacks:
             config = replace(config, attacks=(*config.attacks, call))
@@ -134,7 +149,7 @@ class _Task:
             session=replace(session, config=config),
             attack=call,
             x=x,
-            parts=parts,
+            parts=parts_of(session, x, settings["groups"]),
             method=Method(attack, None if threshold == "youden" else float(threshold), **chosen),
             proportions=tuple(dict.fromkeys(settings["proportions"])),
             trials=settings["trials"],
@@ -158,37 +173,13 @@ def _attack(session: Session, value: str | dict[str, Any]) -> Call:
         raise session.config.error("duci.attack", f"{known}: {wrong}") from None
 
 
-def _dataset(session: Session, file: Path | None, size: int | None) -> Int[Array, " N"]:
-    points, error = session.points, session.config.error
-    if file is not None:
-        try:
-            listed = np.unique(np.array(file.read_text().split(), dtype=np.int64))
-        except (OSError, ValueError, OverflowError) as problem:
-            raise error("duci.records", f"{file} is no text file of pool indices, one a line ({problem})") from None
-        missing = np.setdiff1d(listed, points)
-        if len(missing):
-            raise error(
-                "duci.records",
-                f"{len(missing)} of the {len(listed)} records are no audited points (first: {missing[0]}; the pool has "
-                f"{len(session.data.pool)} records): raise audit.data_size, or leave it out",
-            )
-        points = listed
-    if size is not None and size > len(points):
-        raise error("duci.size", f"{size} is more than the {len(points)} records to draw from")
-    if size is not None:
-        points = np.sort(session.stream("duci", "records").choice(points, size, replace=False))
-    if len(points) < 2:
-        raise error("duci", f"the dataset has {len(points)} records: 2 are needed")
-    return points
-
-
 def _check_references(session: Session, call: Call, debias: str, rehearsals: int) -> None:
     needed, why = min_pairs(call) + 1, f"to attack references with {call.label}, one pair of them held out in turn"
     if debias == "subgroups" and needed < 2:
         needed, why = 2, "to find subgroups on other references than those that give their rates"
     if debias == "record" and needed < ENOUGH_FOR_RECORDS:
         needed, why = ENOUGH_FOR_RECORDS, "for rates of each record"
-    there = session.config.audit.num_ref_models
+    there = session.plan.reference_pairs
     if there < needed:
         raise session.config.error(
             "audit.num_ref_models", f"duci needs at least {needed} pairs of references {why}, got {there}"
@@ -204,21 +195,19 @@ def _check_references(session: Session, call: Call, debias: str, rehearsals: int
 # --- from references to rates, from rates to answers -----------------------------------------------------------
 
 
-def _answers(task: _Task) -> tuple[list[Answer], list[Answer]]:
+def _answers(task: Task) -> tuple[list[Answer], list[Answer]]:
     """About the targets of the run, and about synthetic ones."""
     session = task.session
     own = signals_of([call for call in session.config.attacks if call is not task.attack])
     if not set(signals_of([task.attack])) <= set(own):
         compute_missing(session, device_of(session.config, "audit"))
-    columns = np.searchsorted(session.points, task.x)
-    half = session.stream("duci", "halves").permutation(len(task.x)) < len(task.x) // 2
     learnt: dict[tuple[int, ...], Learnt] = {}  # targets of one pair share their references
     found: list[Answer] = []
     with quiet("modules.mia"), _explained(task):
-        for target, references in enumerate(session.plan.references):
-            seen = restricted(evidence(session, target), columns)
+        for target, references in zip(session.plan.targets, session.plan.references, strict=True):
+            seen = _seen(task, target)
             if references not in learnt:
-                learnt[references] = learn(seen, task.method, half)
+                learnt[references] = _learnt(task, seen)
             member = session.plan.member[target, task.x]
             found += answers(seen, learnt[references], task.method, member, task.parts, model=f"target {target}")
     if task.proportions and found[0].usage.refused:
@@ -228,8 +217,18 @@ def _answers(task: _Task) -> tuple[list[Answer], list[Answer]]:
     return found, [answer for proportion in task.proportions for answer in _experiment(task, first, proportion)]
 
 
+def _seen(task: Task, target: int) -> Evidence:
+    """What is known of a target of the run, about the records of X only."""
+    return restricted(evidence(task.session, target), np.searchsorted(task.session.points, task.x))
+
+
+def _learnt(task: Task, seen: Evidence) -> Learnt:
+    half = task.session.stream("duci", "halves").permutation(len(task.x)) < len(task.x) // 2
+    return learn(seen, task.method, half)
+
+
 @contextmanager
-def _explained(task: _Task) -> Iterator[None]:
+def _explained(task: Task) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
@@ -239,7 +238,7 @@ def _explained(task: _Task) -> Iterator[None]:
 # --- synthetic targets -----------------------------------------------------------------------------------------
 
 
-def _memberships(task: _Task, proportion: float, vulnerable: Float[Array, " N"]) -> Bool[Array, "trials D"]:
+def _memberships(task: Task, proportion: float, vulnerable: Float[Array, " N"]) -> Bool[Array, "trials D"]:
     session = task.session
     training_size = int(session.plan.member[0].sum())
     try:
@@ -258,16 +257,23 @@ def _memberships(task: _Task, proportion: float, vulnerable: Float[Array, " N"])
         raise session.config.error("duci.proportions", f"{proportion:g}: {error}: {way_out}") from None
 
 
-def _experiment(task: _Task, learnt: Learnt, proportion: float) -> list[Answer]:
-    """Train `trials` models on this share of X, and estimate it."""
-    from audit.training import train_missing
+def _vulnerable(learnt: Learnt) -> Float[Array, " N"]:
+    return vulnerability(learnt.rehearsals.scores, learnt.rehearsals.trained_on)
 
-    vulnerable = vulnerability(learnt.rehearsals.scores, learnt.rehearsals.trained_on)
+
+def _synthetic(task: Task, proportion: float, vulnerable: Float[Array, " N"]) -> Session:
+    """The models that train on this share of X. Another X, sampling or proportion is another folder: changing them
+    makes nothing stale, and more trials add."""
     member = _memberships(task, proportion, vulnerable)
-    # Another X, sampling or proportion is another folder: changing them makes nothing stale, more trials add.
     key = digest(task.x, *([np.argsort(vulnerable)] if "vulnerable" in task.sampling else []))[:8]
     name = f"duci/{task.sampling}_{proportion:g}_{key}"
-    other = replace(task.session, name=name, plan=Plan(member, ((),) * task.trials), points=task.x)
+    return replace(task.session, name=name, plan=Plan(member, ((),) * task.trials), points=task.x)
+
+
+def _experiment(task: Task, learnt: Learnt, proportion: float) -> list[Answer]:
+    """Train `trials` models on this share of X, and estimate it."""
+    other = _synthetic(task, proportion, _vulnerable(learnt))
+    member = other.plan.member
     train_missing(other, device_of(other.config, "train"))
     compute_missing(other, device_of(other.config, "audit"))
     found: list[Answer] = []
@@ -277,93 +283,3 @@ def _experiment(task: _Task, learnt: Learnt, proportion: float) -> list[Answer]:
             label = {"model": f"synthetic {proportion:g} no. {trial}", "proportion": proportion, "trial": trial}
             found += answers(seen, learnt, task.method, member[trial, task.x], task.parts, **label)
     return found
-
-
-# --- the report ------------------------------------------------------------------------------------------------
-
-
-def _report(task: _Task, found: list[Answer], synthetic: list[Answer]) -> Section:
-    folder = task.session.config.report_dir / "duci"
-    write_text(folder / "usage.csv", to_csv([answer.row() for answer in (*found, *synthetic)]))
-    synthetic = [a for a in synthetic if a.part == ALL]
-    if errors := method_errors(synthetic):
-        write_text(folder / "errors.csv", to_csv([vars(error) for error in errors]))
-    figure = usage_figure(synthetic or [a for a in found if a.part == ALL], task.method.level)
-    image = plots.png(figure)
-    write_atomic(folder / "usage.png", lambda file: file.write(image))
-    about = "Estimated against true share of the dataset that each model trained on"
-    html = _page(task, found, synthetic, plots.svg(figure, "duci", about))
-    return Section("duci", "How much of the dataset was used", _verdict(task, found[0], synthetic), html)
-
-
-def _verdict(task: _Task, first: Answer, synthetic: list[Answer]) -> str:
-    """What is known of the first target, and how the same procedure did where the truth was set."""
-    n, u = len(task.x), first.usage.clipped
-    if first.usage.refused:
-        return f"Of the {n:,} records of X, no share can be given for {first.model}: {first.usage.refused}."
-    text = (
-        f"{first.model.capitalize()} trained on {rate(u.value)} of the {n:,} records of X ({share(task.method.level)} "
-        f"interval {rate(u.low)} to {rate(u.high)}; in truth {rate(first.truth)})."
-    )
-    if synthetic:
-        errors = {error.method: error.largest for error in method_errors(synthetic)}
-        low, high = share(min(task.proportions)), share(max(task.proportions))
-        text += (
-            f" Over {len(synthetic)} synthetic targets that used {low} to {high} of it, the mean absolute error is at "
-            f"most {errors[METHODS['duci']]:.3f} at any share (direct aggregation: {errors[METHODS['direct']]:.3f}), "
-            f"and the interval holds the truth in {sum(a.covered for a in synthetic)} of {len(synthetic)}."
-        )
-        if off := [d for d in drifts(synthetic, task.method.level) if not d.holds]:
-            where = ", ".join(f"{share(d.proportion)} ({d.error.value:+.3f})" for d in off)
-            text += f" It is off by more than its noise explains at {where}."
-    return text
-
-
-def usage_figure(shown: Sequence[Answer], level: float) -> Figure:
-    """Estimate against truth, with the headline interval, and the baselines beside it."""
-    axes = plots.new_axes((7.4, 4.9), (0.1, 0.11, 0.62, 0.85))
-    axes.plot([0, 1], [0, 1], color=plots.MUTED, linewidth=1, dashes=(4, 3), label="truth", zorder=1)
-    truth = np.array([a.truth for a in shown])
-    trials = max((a.trial for a in shown), default=0) + 1
-    apart = truth + 0.04 * (np.array([a.trial for a in shown]) - (trials - 1) / 2) / trials  # to be seen
-    for k, (method, name) in enumerate((m, METHODS[m]) for m in ("direct", "score", "mle")):
-        values = np.array([getattr(a, method) for a in shown])
-        if not np.isnan(values).all():
-            colour, _ = plots.style(k + 1)
-            axes.plot(apart, values, "sD^"[k], markersize=3.5, alpha=0.55, color=colour, label=name, linewidth=0)
-    given = [(at, a.usage) for at, a in zip(apart, shown, strict=True) if not a.usage.refused]
-    if given:
-        bars = np.array([(u.raw - u.low, u.high - u.raw) for _, u in given]).T
-        look = {"fmt": "o", "markersize": 4, "elinewidth": 1, "color": plots.style(0)[0], "zorder": 9}
-        label = f"DUCI, {share(level)} interval"
-        axes.errorbar([at for at, _ in given], [u.raw for _, u in given], bars, label=label, **look)
-    axes.set_xlim(-0.04, 1.04)
-    axes.set_xlabel("Share of X that the model trained on")
-    axes.set_ylabel("Estimated share")
-    axes.grid(color=plots.MUTED, alpha=0.22, linewidth=0.6)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
-    return axes.figure
-
-
-def _page(task: _Task, found: list[Answer], synthetic: list[Answer], figure: str) -> str:
-    from markupsafe import Markup
-
-    environment = templates.environment()
-    environment.filters |= {"rate": rate, "share": share, "count": lambda n: f"{n:,}", "three": _three}
-    answered = [a for a in synthetic if not a.usage.refused]
-    of_p = {p: [a for a in answered if a.proportion == p] for p in task.proportions}
-    drifted = drifts(answered, task.method.level)
-    return environment.get_template("duci.html.j2").render(
-        task=task,
-        found=found,
-        synthetic=synthetic,
-        answered=answered,
-        by_proportion=[{"drift": d, "mean": means(of_p[d.proportion]), "answers": of_p[d.proportion]} for d in drifted],
-        carries_over=all(d.holds for d in drifted),
-        errors=method_errors(synthetic),
-        figure=Markup(figure),
-    )
-
-
-def _three(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"

@@ -6,21 +6,25 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from audit import available
+from audit.checks import check_audit
 from audit.model_files import build, peft_of
-from audit.results import AttackResult, AuditResult, Section, TargetResult
+from audit.results import AttackResult, AuditResult, Check, Risk, Section, TargetResult
+from audit.risk import assess
 from audit.session import Session, device_of, environment, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, missing_signals, signals_of
 from audit.training import missing_models, model_rows, train_missing
 from core import rundir
-from core.config import Call, Config
+from core.config import TRAINED, Call, Config
 from core.errors import UserError
 from core.log import collected
 from core.metrics import roc, summarise
-from core.registry import ATTACKS, MODULES
+from core.registry import ATTACKS, MODULES, SOURCES
 from core.types import Evidence
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,8 @@ NOMINAL_FPRS = (0.1, 0.01, 0.001, 0.0001, 0.0)
 
 def run(config: Config) -> AuditResult:
     """Do whatever of the run is not done yet, and write the report. Raises UserError for what the user can mend."""
+    if config.origin.name != TRAINED and (own := SOURCES.fact(config.origin.name, "run")):
+        return own(config)
     timings: list[tuple[str, float]] = []
     make_reproducible(config.run.threads)
     train_device, audit_device = device_of(config, "train"), device_of(config, "audit")
@@ -37,9 +43,12 @@ def run(config: Config) -> AuditResult:
         log.warning(warning)
     with _timed("load the dataset", timings):
         session = prepared(config)
+    config = session.config  # with the attacks that can run, where none were named
+    for note in session.given.notes if session.given else ():
+        log.warning(note)
     log.info(
         "%s: pool %d, population %d, auditing %d points; trained on %s, queried on %s",
-        *(config.dataset.name, len(session.data.pool), len(session.data.population), len(session.points)),
+        *(session.dataset, len(session.data.pool), len(session.data.population), len(session.points)),
         *(train_device, audit_device),
     )
     with rundir.lock(config.run.log_dir):
@@ -57,7 +66,13 @@ def run(config: Config) -> AuditResult:
             with _timed(f"audit {call.name}", timings):
                 sections.append(MODULES[call.name](session, targets, **call.settings))
             log.info("%s: %s", call.name, sections[-1].verdict)
-        result = _result(session, targets, sections, timings, environment(train_device))
+        with _timed("check the audit, assess records and groups", timings):
+            seen = partial(evidence, session)
+            checks = check_audit(session, targets, tuple(model_rows(session)), seen)
+            risk = assess(session, targets, seen)
+        for check in checks:
+            log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
+        result = _result(session, targets, sections, checks, risk, timings, environment(train_device))
         from audit.report import write_report
 
         start = time.perf_counter()
@@ -112,7 +127,8 @@ def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tup
 def prepared(config: Config) -> Session:
     """The session of a run, after every check that needs the data. Raises UserError; writes nothing."""
     session = prepare(config)
-    _check_model(session)
+    if session.given is None:
+        _check_model(session)
     for call in config.modules:
         if check_module := MODULES.fact(call.name, "check"):
             check_module(session, **call.settings)
@@ -138,31 +154,43 @@ def _result(
     session: Session,
     targets: tuple[TargetResult, ...],
     sections: list[Section],
+    checks: tuple[Check, ...],
+    risk: Risk,
     timings: list[tuple[str, float]],
     where: dict[str, Any],
 ) -> AuditResult:
-    config = session.config
+    config, given, pool = session.config, session.given, session.data.pool
     return AuditResult(
         targets=targets,
         points=session.points,
-        labels=session.data.pool.y[session.points],
+        labels=pool.y[session.points] if given is None or given.labels_known else None,
         models=tuple(model_rows(session)),
-        dataset=config.dataset.name,
+        dataset=session.dataset,
         population=len(session.population),
-        queries=config.audit.queries,
+        queries=config.audit.queries if given is None else given.pool.log_odds.shape[1],
         config=config.source.text,
         environment=where,
         timings=tuple(timings) if config.run.time_log else (),
-        warnings=tuple(config.warnings()),
+        warnings=(*config.warnings(), *(given.notes if given else ())),
         sections=tuple(sections),
+        checks=checks,
+        risk=risk,
+        redacted=config.audit.redact,
+        ids=None if pool.ids is None else pool.ids[session.points],
+        groups={name: column[session.points] for name, column in pool.groups.items()},
+        about=given.about if given else {},
     )
 
 
 def check(config: Config) -> str:
     """What a run would do, and what of it is done. Raises UserError as the run would; writes nothing."""
+    if config.origin.name != TRAINED and (own := SOURCES.fact(config.origin.name, "check")):
+        return own(config)
     make_reproducible(config.run.threads)
     device_of(config, "train"), device_of(config, "audit")
     session = prepared(config)
+    if session.given is not None:
+        return "\n".join([*config.warnings(), *given_lines(session), *available.lines(session)])
     to_train = missing_models(session)
     data, plan = session.data, session.plan
     network = build(session, 0)
@@ -173,6 +201,13 @@ def check(config: Config) -> str:
     base = size(network.parameters()) - weights
     points = len(session.points) + len(session.population)
     signals = 4 * points * config.audit.queries * len(signals_of(config.attacks))
+    more = [
+        (call.name, one)
+        for call in config.modules
+        if (count := MODULES.fact(call.name, "more"))
+        for one in count(session, **call.settings)
+    ]
+    kept = sum(one.models * (weights * one.keeps_weights + 4 * one.signals) for _, one in more)
     rows = max(len(references) for references in plan.references) + 1
     memory = data.pool.x.nbytes + data.population.x.nbytes + base + 4 * weights + rows * signals
     lines = [
@@ -184,13 +219,32 @@ def check(config: Config) -> str:
         f"models    {len(plan.models)} of {config.model.name} ({weights / 1e6:.1f} MB each): "
         f"{len(plan.targets)} targets, {config.audit.num_ref_models} pairs of references each",
         f"done      {len(plan.models) - len(to_train)} models trained, {len(to_train)} to train",
-        f"disk      about {_size(len(plan.models) * (weights + signals))} in {config.run.log_dir}",
+        *(
+            f"{name:<10}{one.models} {one.what}: {one.models - one.to_train} trained, {one.to_train} to train"
+            for name, one in more
+        ),
+        f"disk      about {_size(len(plan.models) * (weights + signals) + kept)} in {config.run.log_dir}",
         f"memory    about {_size(memory)} beside what torch needs itself",
     ]
     if not to_train:
         to_ask = len(missing_signals(session))
         lines.append(f"signals   {len(plan.models) - to_ask} models asked, {to_ask} to ask")
-    return "\n".join(lines)
+    return "\n".join([*lines, *available.lines(session)])
+
+
+def given_lines(session: Session) -> list[str]:
+    """What `--check` says of signals that were given."""
+    given, plan, data = session.given, session.plan, session.data
+    assert given is not None
+    references = sorted({len(of_target) for of_target in plan.references})
+    return [
+        *given.notes,
+        f"data      {session.dataset}: {len(data.pool)} points, population {len(data.population)}",
+        *(f"          {line}" for line in given.about.values()),
+        f"audit     {len(session.points)} points, by {', '.join(call.label for call in session.config.attacks)}",
+        f"models    {len(plan.models)}: targets {', '.join(map(str, plan.targets))}, "
+        f"{' or '.join(map(str, references))} references each; nothing is trained",
+    ]
 
 
 def _size(count: float) -> str:

@@ -20,6 +20,7 @@ from numpy import ndarray as Array
 
 from audit.results import AttackResult, TargetResult
 from core.metrics import confidence_band, tpr_on_grid
+from modules.dp_audit import most_tpr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,9 +89,17 @@ def _curve(targets: Sequence[TargetResult], order: int, auc: float, log: bool, b
     return Curve(attacks[0].attack, order, auc, fpr, mean, low, high)
 
 
-def roc_figure(targets: Sequence[TargetResult], *, log: bool, title: str = "", legend: bool = True) -> Figure:
+def roc_figure(
+    targets: Sequence[TargetResult],
+    *,
+    log: bool,
+    title: str = "",
+    legend: bool = True,
+    promises: Sequence[tuple[float, float]] = (),
+) -> Figure:
     """All attacks in one figure, averaged over `targets`, with bands and the chance line.
 
+    promises: (ε, δ) that the models were trained with; a line shows how far above chance each lets any attack come.
     On log axes the curves start at 1 / non_members, one false positive, and the region below 10 false positives
     is marked as not resolvable. Without a legend the page that shows the figure has to name the colours.
     """
@@ -105,6 +114,8 @@ def roc_figure(targets: Sequence[TargetResult], *, log: bool, title: str = "", l
     axes.plot([start, 1], [start, 1], color=MUTED, linewidth=1, dashes=(4, 3), label="chance", zorder=1)
     if log:
         _mark_unresolvable(axes, start, min(10 / non_members, 1.0))
+    for epsilon, delta in promises:
+        draw_promise(axes, epsilon, delta, start)
     strongest_first = sorted(curves(targets, log=log), key=lambda curve: (math.isnan(curve.auc), -curve.auc))
     for depth, curve in enumerate(strongest_first):
         colour, dash = style(curve.order)
@@ -139,6 +150,14 @@ def roc_figure(targets: Sequence[TargetResult], *, log: bool, title: str = "", l
             fontsize=9,
         )
     return axes.figure
+
+
+def draw_promise(axes: Axes, epsilon: float, delta: float, start: float = 0.0) -> None:
+    """The largest TPR that (ε, δ)-DP allows at each FPR from `start` to 1."""
+    fpr = np.geomspace(start, 1, 400) if start else np.linspace(0, 1, 400)
+    allowed = most_tpr(fpr, epsilon=epsilon, delta=delta)
+    label = f"(ε, δ)-DP allows,\nε = {epsilon:.3g}, δ = {delta:g}"
+    axes.plot(fpr, allowed, color=INK, linewidth=1, dashes=(1.2, 1.6), label=label, zorder=2)
 
 
 def score_figure(attack: AttackResult, member: Bool[Array, " N"]) -> Figure:

@@ -7,32 +7,30 @@ their aggregate. Everything reported is about ranges; the same attack at the cen
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
-from audit.ramia_samples import Setup, ask, centers, read
+from audit.ramia_evidence import Ranges
+from audit.ramia_samples import Setup, ask, centers
 from audit.results import AttackResult, Section, TargetResult
 from audit.session import Session, device_of
-from audit.signals import compute_missing, evidence, signals_of
+from audit.signals import compute_missing
 from core.config import Call, min_pairs
-from core.log import collected, quiet
 from core.metrics import paired_auc_difference, roc, summarise
 from core.registry import ATTACKS, MODULES
-from core.types import Estimate, Evidence, Signal
-from dataset.ranges import RANGES, bound
+from core.types import Estimate, pairs_of
+from dataset.ranges import RANGES, SettingError, bound, rows
 from dataset.ranges.truth import others_inside
+from modules.mia.tuning import REHEARSALS
 from modules.ramia.aggregation import AGGREGATIONS, UNTUNED, Aggregation, grid
-from modules.ramia.evidence import RangeEvidence, decidable
+from modules.ramia.evidence import decidable
 from modules.ramia.tuning import tuned
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +38,7 @@ log = logging.getLogger(__name__)
 FLAT = {
     "l2": {"radius": "radius"},
     "geometric": {"transformations": "transformations"},
+    "word_replace": {"mask_model": "mask_model", "mask_tokenizer": "mask_tokenizer", "num_masks": "num_masks"},
     "missing_values": {"num_missing_feats": "columns", "col_ranges": "col_ranges", "is_categorical": "imputation"},
 }
 SIDES = ("RaMIA over the range", "at the center only")
@@ -67,11 +66,15 @@ def ramia(
     num_missing_feats: Annotated[int, Ge(1)] | None = None,
     col_ranges: list[tuple[float, float]] | None = None,
     is_categorical: bool | None = None,
+    mask_model: str | None = None,
+    mask_tokenizer: str | None = None,
+    num_masks: Annotated[int, Ge(1)] | None = None,
 ) -> Section:
     """Range membership inference on the models of the run: one range around each audited record.
 
     range_function: `{name: l2, radius: 10}`, `{name: geometric, transformations: [rotate, shift]}`,
-        `{name: missing_values, columns: 10}`; documentation/ramia.md has all of their settings.
+        `{name: missing_values, columns: 10}`, `{name: word_replace, mask_model: distilbert-base-cased}`;
+        documentation/ramia.md has all of their settings.
     sample_size: samples of each range, the center included if it is.
     include_center: whether the center is one of the samples. Without it the audit shows what can be told without
         the exact record.
@@ -82,8 +85,8 @@ def ramia(
         {name: log_mean_exp, sharpness: 1}.
     neighbours: what becomes of a range whose own record is no member, but which holds another training point: it
         is a member ("relabel"), or left out ("drop").
-    radius, transformations, num_missing_feats, col_ranges, is_categorical: the original tool's keys, for
-        `range_function: <name>`.
+    radius, transformations, num_missing_feats, col_ranges, is_categorical, mask_model, mask_tokenizer, num_masks: the
+        original tool's keys, for `range_function: <name>`.
     """
     setup = setup_of(
         session,
@@ -99,14 +102,19 @@ def ramia(
         num_missing_feats=num_missing_feats,
         col_ranges=col_ranges,
         is_categorical=is_categorical,
+        mask_model=mask_model,
+        mask_tokenizer=mask_tokenizer,
+        num_masks=num_masks,
     )
     based = replace(session, config=replace(session.config, attacks=(setup.base,)))
     device = device_of(session.config, "audit")
+    if move := getattr(setup.ranges, "on", None):
+        move(device)
     try:
         ask(based, setup, device)
         others = others_inside(
             setup.ranges,
-            centers(session, setup, session.points),
+            lambda points: centers(session, setup, points),
             session.points,
             session.data.pool,
             session.plan.member,
@@ -135,13 +143,19 @@ def setup_of(
     """The settings, checked against the data and the run. Raises UserError, at the line of the key."""
     config = session.config
     name, settings = _range(session, range_function, {key: value for key, value in flat.items() if value is not None})
-    kind, is_image = RANGES.fact(name, "kind", "any"), session.data.is_image
-    if kind != "any" and (kind == "images") != is_image:
-        has = "images" if is_image else "features"
-        message = f"{name} works on {kind}, and {config.dataset.name} has {has}"
+    kind, has = RANGES.fact(name, "kind", "any"), "texts" if session.data.is_text else "features"
+    has = "images" if session.data.is_image else has
+    if kind != has and not (kind == "any" and has != "texts"):
+        message = (
+            f"{name} works on {'images and features' if kind == 'any' else kind}, and {config.dataset.name} has {has}"
+        )
         raise config.error("ramia.range_function", message)
     try:
         ranges = RANGES[name](session.data, **settings)
+        if suits := getattr(ranges, "check", None):
+            suits(rows(session.data.pool, session.points))
+    except SettingError as error:
+        raise config.error(_place(range_function, name, error.key), str(error)) from None
     except ValueError as error:
         raise config.error("ramia.range_function", f"{name}: {error}") from None
     drawn = sample_size - include_center
@@ -159,6 +173,14 @@ def setup_of(
             raise config.error("ramia.aggregation", str(error)) from None
     base = config.attacks[0] if attack is None else _attack(session, attack)
     return Setup(name, settings, ranges, sample_size, include_center, center, neighbours, base, chosen)
+
+
+def _place(range_function: str | dict[str, Any], name: str, key: str) -> str:
+    """Where a setting of the range function was written: in its block, or as one of the original tool's keys."""
+    if isinstance(range_function, dict) and key.partition(".")[0] in range_function:
+        return f"ramia.range_function.{key}"
+    flat = {setting: flat for flat, setting in FLAT.get(name, {}).items()}
+    return f"ramia.{flat.get(key.partition('.')[0], 'range_function')}"
 
 
 def _range(session: Session, value: str | dict[str, Any], flat: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -184,7 +206,7 @@ def _attack(session: Session, value: str | dict[str, Any]) -> Call:
     name, settings = _bound(session, ATTACKS, "attack", value)
     given = {} if isinstance(value, str) else {key: setting for key, setting in value.items() if key != "name"}
     call = Call(name, settings, given)
-    if session.config.audit.num_ref_models < min_pairs(call):
+    if session.plan.reference_pairs < min_pairs(call):
         message = f"{call.label} needs audit.num_ref_models of at least {min_pairs(call)}"
         raise session.config.error("ramia.attack", message)
     return call
@@ -204,39 +226,35 @@ class Found:
     sample_scores: Float[Array, "N K"]
     contested: int  # ranges whose own record is no member, but which hold another training point
     undecidable: int  # ranges left out, because all references know them, or none
+    pair: int  # of the target: twins have one number
 
 
 def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], target: int) -> Found:
     """Score every range for one target. Its membership is looked up only after the scores are fixed."""
     config, plan = session.config, session.plan
-    references = np.array(plan.references[target], dtype=int)
+    references, pairs = np.array(plan.references_of(target), dtype=int), pairs_of(plan.member)
     own = plan.member[:, session.points]
     held = own | (others > 0)
     compared = held[references] if ATTACKS.fact(setup.base.name, "needs_references", True) else held[:0]
-    kept = np.flatnonzero(decidable(compared, references[: len(compared)] // 2))
+    kept = np.flatnonzero(decidable(compared, pairs[references[: len(compared)]]))
     if len(kept) < 2:
         raise config.error(
             "ramia.range_function",
             f"{len(session.points) - len(kept)} of {len(session.points)} ranges hold training points of every "
             "reference model: the ranges are so large that the question has one answer; make them smaller",
         )
-    seen = evidence(session, target)
-    first = 0 if setup.include_center else 1
-    at_samples = _evidence(session, setup, seen, target, held, kept, slice(first, None))
-    at_center = _evidence(session, setup, seen, target, held, kept, slice(0, 1))
-    attack = _scoring(session, setup.base)
-    with collected("modules") as notes:
-        sample_scores = attack(at_samples).reshape(-1, setup.samples)
-        center_scores = attack(at_center)
-    aggregation, rehearsed = setup.aggregation, ()
+    seen = Ranges(session, setup, target, held, pairs, kept)
+    rehearsals = REHEARSALS if setup.aggregation is None else 0
+    sample_scores, rehearsed, notes = seen.scores(slice(0 if setup.include_center else 1, None), rehearsals)
+    center_scores, _, at_center = seen.scores(slice(0, 1))
+    aggregation, tried = setup.aggregation, ()
     if aggregation is None:
         candidates = grid(setup.samples)
-        with quiet("modules.mia"):
-            aggregation, aucs = tuned(at_samples, attack, setup.samples, candidates)
-        rehearsed = tuple(zip((c.label for c in candidates), aucs.tolist(), strict=True)) if aggregation else ()
-        notes.append(f"aggregation: {(aggregation or UNTUNED).label}, " + ("tuned on rehearsals" if aggregation else
-                     "not tuned: rehearsing needs 2 pairs of references"))  # fmt: skip
+        aggregation, aucs = tuned(rehearsed, candidates)
+        tried = tuple(zip((c.label for c in candidates), aucs.tolist(), strict=True)) if aggregation else ()
+        how = "tuned on rehearsals" if aggregation else "not tuned: rehearsing needs 2 pairs of references"
         aggregation = aggregation or UNTUNED
+        notes = (*notes, f"aggregation: {aggregation.label}, {how}")
     scores = aggregation(sample_scores)
 
     member, contested = held[target, kept], (held & ~own)[target, kept]
@@ -247,8 +265,8 @@ def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], targ
         raise config.error("ramia.range_function", f"{some} of the ranges hold training points of model {target}")
     labels = (SIDES[0], f"{setup.base.label} {SIDES[1]}")
     results = tuple(
-        AttackResult(label, setup.base.settings, s, roc(s, member), summarise(s, member), tuple(notes), 0.0)
-        for label, s in zip(labels, (scores[judged], center_scores[judged]), strict=True)
+        AttackResult(label, setup.base.settings, s, roc(s, member), summarise(s, member), said, 0.0)
+        for label, s, said in zip(labels, (scores[judged], center_scores[judged, 0]), (notes, at_center), strict=True)
     )
     difference = paired_auc_difference(results[0].scores, results[1].scores, member)
     log.info(
@@ -262,60 +280,12 @@ def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], targ
         result=TargetResult(target, member, results),
         difference=difference,
         aggregation=aggregation,
-        rehearsed=rehearsed,
+        rehearsed=tried,
         ranges=kept[judged],
         own=own[target, kept[judged]],
         others=others[target, kept[judged]],
         sample_scores=sample_scores[judged],
         contested=int(contested.sum()),
         undecidable=len(session.points) - len(kept),
+        pair=int(pairs[target]),
     )
-
-
-def _evidence(
-    session: Session,
-    setup: Setup,
-    seen: Evidence,
-    target: int,
-    held: Bool[Array, "M N"],
-    kept: Int[Array, " n"],
-    columns: slice,
-) -> RangeEvidence:
-    """Evidence at these columns (0 is the center) of the kept ranges, range by range; the population as it is."""
-    references = np.array(session.plan.references[target], dtype=int)
-
-    def at(model: int, signal: Signal) -> np.ndarray:
-        table = read(session, setup, model, signal)[:, kept, columns]
-        return table.reshape(len(table), -1)
-
-    def of(signal: Signal, also: dict[str, Evidence]) -> RangeEvidence:
-        population = seen.signal(signal)
-        asked = at(target, signal)
-        stack = np.empty((len(references), *asked.shape), dtype=asked.dtype)
-        for row, model in enumerate(references):
-            stack[row] = at(int(model), signal)
-        return RangeEvidence(
-            target=asked,
-            references=stack,
-            trained_on=np.repeat(held[references][:, kept], asked.shape[1] // len(kept), axis=1),
-            population=population.population,
-            population_references=population.population_references,
-            also=also,
-            pair=references // 2,
-        )
-
-    first, *rest = signals_of(session.config.attacks)
-    return of(first, {signal.name: of(signal, {}) for signal in rest})
-
-
-def _scoring(session: Session, base: Call) -> Callable[[Evidence], Float[Array, " n"]]:
-    def attack(seen: Evidence) -> np.ndarray:
-        try:
-            scores = np.asarray(ATTACKS[base.name](seen, **base.settings), dtype=np.float64)
-        except ValueError as error:
-            raise session.config.error("ramia.attack", f"{base.label}: {error}") from error
-        if np.isnan(scores).any():
-            raise session.config.error("ramia.attack", f"{base.label} gave scores that are not a number")
-        return scores
-
-    return attack

@@ -87,18 +87,31 @@ def range_columns(session: Session, one: Found) -> dict[str, np.ndarray]:
     }
 
 
-def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """Over target models: mean and t interval over them; of a single one its own interval. For values in [-1, 1]."""
-    if len(estimates) == 1:
-        return estimates[0]
-    half = across_models(np.array([(1 + estimate.value) / 2 for estimate in estimates]))
+def mean_of(estimates: Sequence[Estimate], pairs: Sequence[int]) -> Estimate:
+    """Over target models: the mean, and a t interval over pairs of twins. For values in [-1, 1].
+
+    pairs: of each target; twins trained on complementary halves of the same records, so they are one observation of
+    how models differ, not two. Of a single pair the intervals say how well its own ranges tell: their mean half-width,
+    which is enough however the two are related.
+    """
+    if len(set(pairs)) == 1:
+        value = float(np.mean([e.value for e in estimates]))
+        half = float(np.mean([(e.high - e.low) / 2 for e in estimates]))
+        return estimates[0] if len(estimates) == 1 else Estimate(value, value - half, value + half)
+    half = across_models(np.array([(1 + estimate.value) / 2 for estimate in estimates]), np.array(pairs))
     return Estimate(*(2 * value - 1 for value in (half.value, half.low, half.high)))
+
+
+def means(found: Sequence[Found]) -> tuple[Estimate, Estimate, Estimate]:
+    """Over targets: the AUC of RaMIA over the range, at the center, and their difference."""
+    pairs = [one.pair for one in found]
+    over, at_center = (mean_of([one.result.attacks[k].summary.auc for one in found], pairs) for k in (0, 1))
+    return over, at_center, mean_of([one.difference for one in found], pairs)
 
 
 def verdict(setup: Setup, found: Sequence[Found]) -> str:
     """One sentence: can ranges be told, and does that beat asking at the center?"""
-    over, at_center = (mean_of([one.result.attacks[k].summary.auc for one in found]) for k in (0, 1))
-    difference = mean_of([one.difference for one in found])
+    over, at_center, difference = means(found)
     center = "among them" if setup.include_center else "not among them"
     return (
         f"Whether a range ({setup.ranges.description}; {setup.samples} samples, the center {center}) holds a training "
@@ -147,8 +160,9 @@ def _html(setup: Setup, found: Sequence[Found]) -> str:
         figures=figures,
         colours=[plots.style(k)[0] for k in (0, 1)],
         labels=[attack.attack for attack in results[0].attacks],
-        means=[mean_of([r.attacks[k].summary.auc for r in results]) for k in (0, 1)],
-        difference=mean_of([one.difference for one in found]),
+        means=means(found)[:2],
+        difference=means(found)[2],
+        pairs=len({one.pair for one in found}),
         center=CENTERS[setup.center],
         auc=_auc,
         signed=lambda e: f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" if e.low == e.low else f"{e.value:+.3f}",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from audit.session import Session
@@ -21,7 +21,7 @@ from core.config import Call
 from core.errors import UserError
 from core.log import progress
 from core.types import Records, Signal
-from dataset.ranges import Range
+from dataset.ranges import Range, Together, rows, sample_all
 from modules.ramia.aggregation import Aggregation
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Setup:
 
     range_name: str
     range_settings: Mapping[str, Any]
-    ranges: Range
+    ranges: Range | Together
     samples: int  # K
     include_center: bool
     center: str
@@ -52,26 +52,29 @@ class Setup:
         return self.samples - self.include_center
 
 
-def centers(session: Session, setup: Setup, points: Int[Array, " n"]) -> Shaped[Array, "n ..."]:
+def centers(session: Session, setup: Setup, points: Int[Array, " n"]) -> Records:
     """The centers of the ranges around these records of the pool."""
-    records = session.data.pool.x[points]
+    records = rows(session.data.pool, points)
     if setup.center == "record":
         return records
-    near = [
-        setup.ranges.sample(record, 1, session.stream("ramia", "center", int(point)))[0]
-        for record, point in zip(records, points, strict=True)
-    ]
-    return np.stack(near)
+    return sample_all(setup.ranges, records, 1, [session.stream("ramia", "center", int(point)) for point in points])
 
 
-def samples(session: Session, setup: Setup, points: Int[Array, " n"]) -> Shaped[Array, "n C ..."]:
-    """The center of each range, then its samples. A range's own named stream draws them: its record, and the number
-    of a sample, decide what the sample is."""
-    found = [
-        np.concatenate([center[None], setup.ranges.sample(center, setup.drawn, session.stream("ramia", "samples", p))])
-        for center, p in zip(centers(session, setup, points), points.tolist(), strict=True)
-    ]
-    return np.stack(found)
+def samples(session: Session, setup: Setup, points: Int[Array, " n"]) -> Records:
+    """The center of each range, then its samples, range by range. A range's own named stream draws them: its record,
+    and the number of a sample, decide what the sample is."""
+    middle = centers(session, setup, points)
+    draws = [session.stream("ramia", "samples", int(point)) for point in points]
+    drawn = sample_all(setup.ranges, middle, setup.drawn, draws)
+    place = np.arange(len(points) * (setup.drawn + 1)).reshape(len(points), -1)
+
+    def joined(of_centers: np.ndarray, of_samples: np.ndarray) -> np.ndarray:
+        found = np.empty((place.size, *of_samples.shape[1:]), np.result_type(of_centers, of_samples))
+        found[place[:, 0]], found[place[:, 1:].ravel()] = of_centers, of_samples
+        return found
+
+    lengths = None if middle.lengths is None or drawn.lengths is None else joined(middle.lengths, drawn.lengths)
+    return Records(joined(middle.x, drawn.x), joined(middle.y, drawn.y), lengths)
 
 
 def ask(session: Session, setup: Setup, device: torch.device) -> None:
@@ -88,9 +91,7 @@ def ask(session: Session, setup: Setup, device: torch.device) -> None:
         if not any(missing.values()):
             continue
         points = session.points[start:stop]
-        x = samples(session, setup, points)
-        count = x.shape[1]
-        records = Records(x.reshape(-1, *x.shape[2:]), np.repeat(session.data.pool.y[points], count))
+        records, count = samples(session, setup, points), setup.drawn + 1
         resident = Resident.of(records, session.data.mean, session.data.std, device)
         audit = session.config.audit
         for model in (model for model in session.plan.models if missing[model]):
@@ -122,6 +123,7 @@ def _drawn(session: Session, setup: Setup) -> dict[str, Any]:
         "population (sha256)": session.population_digest,
         "indices (sha256)": rundir.digest(session.points),
         "ramia.range_function": {"name": setup.range_name, **setup.range_settings},
+        "names of columns (sha256)": rundir.digest(session.data.feature_names),
         "ramia samples beside the center": setup.drawn,
         "ramia.center": setup.center,
         "run.random_seed": session.config.run.random_seed,
@@ -145,6 +147,14 @@ def _is_made(session: Session, setup: Setup, model: int, signal: Signal, start: 
     return rundir.is_made(_path(session, setup, model, signal, start, stop), stamp)
 
 
-def read(session: Session, setup: Setup, model: int, signal: Signal) -> Float[Array, "Q N C"]:
-    paths = [_path(session, setup, model, signal, *block) for block in blocks(session, setup)]
-    return np.concatenate([np.load(path, allow_pickle=False) for path in paths], axis=1)
+def read(
+    session: Session, setup: Setup, model: int, signal: Signal, ranges: Int[Array, " n"], columns: slice
+) -> Float[Array, "Q n c"]:
+    """What a model said of these columns (0 is the center) of these ranges, by their places in ascending order."""
+    found = []
+    for start, stop in blocks(session, setup):
+        inside = ranges[(ranges >= start) & (ranges < stop)] - start
+        if len(inside):
+            table = np.load(_path(session, setup, model, signal, start, stop), mmap_mode="r", allow_pickle=False)
+            found.append(table[:, inside, columns])
+    return np.concatenate(found, axis=1)

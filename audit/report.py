@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audit import plots, tables, templates
+from audit import plots, risk_report, tables, templates
 from audit.results import AuditResult, TargetResult
+from audit.summary import latex, summary
 from core.metrics import ENOUGH_FALSE_POSITIVES, ppv
-from core.rundir import write_atomic, write_text
+from core.rundir import write_atomic, write_json, write_text
 from core.types import Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PRIORS = (0.5, 0.1, 0.01)
+MOST_GROUPS = 40  # of one column in the page; all are in groups.csv
 FIGURES_IN_PAGE = 8  # with more targets, their figures are linked, not shown: each weighs about 0.1 MB a figure
 
 
@@ -33,8 +35,14 @@ def write_report(result: AuditResult, folder: Path) -> None:
     """Write all of `<log_dir>/report`: see design.md §6. Files of the same name are replaced."""
     averages = tables.averages(result)
     write_text(folder / "attack_result_average.csv", to_csv(tables.average_rows(averages)))
+    write_json(folder / "summary.json", summary(result, averages))
+    write_text(folder / "tables.tex", latex(averages))
     for target in result.targets:
         _write_target(result, target, folder / "exp")
+    if result.risk:
+        write_text(folder / "records.csv", columns_to_csv(risk_report.record_columns(result, result.risk)))
+        if rows := risk_report.group_rows(result.risk.groups):
+            write_text(folder / "groups.csv", to_csv(rows))
     _write_plots(result, folder)
     write_text(folder / "index.html", page(result, averages))
     if result.timings:
@@ -46,20 +54,22 @@ def write_report(result: AuditResult, folder: Path) -> None:
 def _write_target(result: AuditResult, target: TargetResult, folder: Path) -> None:
     t = target.target
     write_text(folder / f"attack_result_{t}.csv", to_csv(tables.target_rows(target)))
-    arrays = tables.arrays(target)
+    arrays = tables.arrays(target, result.ids if target.records is None else target.records.get("id"))
     write_atomic(folder / f"attack_result_{t}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
-    write_text(folder / f"records_{t}.csv", columns_to_csv(tables.record_columns(result, target)))
+    columns = tables.record_columns(result, target)
+    columns |= risk_report.target_columns(result.risk, t) if result.risk else {}
+    write_text(folder / f"records_{t}.csv", columns_to_csv(columns))
 
 
 def _write_plots(result: AuditResult, folder: Path) -> None:
     for log, stem in ((False, "ROC"), (True, "ROC_log")):
         for target in result.targets:
             title = f"ROC, target model {target.target}"
-            image = plots.png(plots.roc_figure([target], log=log, title=title))
+            image = plots.png(plots.roc_figure([target], log=log, title=title, promises=_promises(result)))
             _write_image(folder / "exp" / f"{stem}_{target.target}.png", image)
         if len(result.targets) > 1:
             title = f"ROC, mean of {len(result.targets)} target models"
-            image = plots.png(plots.roc_figure(result.targets, log=log, title=title))
+            image = plots.png(plots.roc_figure(result.targets, log=log, title=title, promises=_promises(result)))
         _write_image(folder / f"{stem}_average.png", image)  # of one target, its own
 
 
@@ -132,11 +142,16 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         priors=PRIORS,
         roles=_roles(result.models),
         figures=_figures(result, ranked[0]),
+        promises=_promises(result),
         strongest={target.target: tables.strongest_of(target) for target in result.targets},
         environment=_flat(result.environment),
         total=sum(seconds for _, seconds in result.timings),
         resolvable_from=ENOUGH_FALSE_POSITIVES / ranked[0].non_members,
         enough=ENOUGH_FALSE_POSITIVES,
+        q=result.risk.targets[0].named.q if result.risk else None,
+        stability=risk_report.stability(result.risk) if result.risk else None,
+        most_groups=MOST_GROUPS,
+        redacted=result.redacted,
     )
 
 
@@ -147,7 +162,7 @@ def _figures(result: AuditResult, best: tables.AttackAverage) -> dict[str, Any]:
     def rocs(targets: Sequence[TargetResult], name: str) -> list[Markup]:
         figures = []
         for log in (False, True):
-            figure = plots.roc_figure(targets, log=log, legend=False)
+            figure = plots.roc_figure(targets, log=log, legend=False, promises=_promises(result))
             about = f"ROC curves of all attacks, {name}, {'logarithmic' if log else 'linear'} axes"
             figures.append(Markup(plots.svg(figure, about, about)))
         return figures
@@ -168,6 +183,13 @@ def _figures(result: AuditResult, best: tables.AttackAverage) -> dict[str, Any]:
             for target in shown
         },
     }
+
+
+def _promises(result: AuditResult) -> list[tuple[float, float]]:
+    """(ε, δ) of the targets that were trained with differential privacy, each once."""
+    audited = {target.target for target in result.targets}
+    said = {(row.get("epsilon"), row.get("delta")) for row in result.models if row.get("id") in audited}
+    return sorted((float(e), float(d)) for e, d in said if e is not None and d is not None and math.isfinite(e))
 
 
 def _swatch(order: int) -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray as Array
 
+from audit.given import Given
 from audit.plan import choose, make_plan
 from core.config import TRAINED, Config
 from core.errors import UserError, WrongSetting
@@ -33,12 +34,19 @@ class Session:
     population: Int[Array, " P"]  # indices into the population
     pool_digest: str
     population_digest: str
+    given: Given | None = None  # signals that were brought along, in the place of models
     name: str = ""  # of another set of models beside the run's own: `replace(session, name="duci", plan=…)`
 
     @property
     def folder(self) -> Path:
         """Where this set of models and its signals are kept."""
         return self.config.run.log_dir / self.name
+
+    @property
+    def dataset(self) -> str:
+        """What the data are called."""
+        dataset = self.config.dataset
+        return dataset.name if dataset else self.config.origin.settings.get("dataset", self.config.origin.name)
 
     def stream(self, *purpose: str | int) -> np.random.Generator:
         """The run's stream of this purpose; each set of models has its own."""
@@ -48,10 +56,10 @@ class Session:
 def prepare(config: Config) -> Session:
     """Load the dataset and lay the plan. Raises UserError for what the data cannot give; writes nothing.
 
-    Where this tool does not train everything, the source's fact `session` does it: (config, **settings) -> Session.
+    Where this tool does not train everything, the function of the source does it.
     """
     if config.origin.name != TRAINED:
-        return SOURCES.fact(config.origin.name, "session")(config, **config.origin.settings)
+        return SOURCES[config.origin.name](config, **config.origin.settings)
     assert config.data and config.dataset
     name = config.dataset.name
     try:
@@ -133,6 +141,7 @@ def device_of(config: Config, block: str) -> Any:
     """The torch device named in `block` ("train" or "audit"). Raises UserError if this machine has no such device."""
     import torch
 
+    block = block if getattr(config, block) else "audit"  # where nothing is trained
     name = getattr(config, block).device
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)

@@ -50,6 +50,8 @@ def signals_of(attacks: Sequence[Call]) -> tuple[Signal, ...]:
 def missing_signals(session: Session) -> dict[int, list[Wanted]]:
     """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
     missing: dict[int, list[Wanted]] = {}
+    if session.given is not None:
+        return missing
     for model in session.plan.models:
         for where in ("points", "population"):
             for signal in signals_of(session.config.attacks):
@@ -145,16 +147,22 @@ def evidence(session: Session, target: int) -> Evidence:
 
 def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evidence] | None = None) -> Evidence:
     references = session.plan.references_of(target)
-    read = lambda model, where: np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)  # noqa: E731
+
+    def read(model: int, where: Where) -> np.ndarray:
+        if session.given is not None:
+            return session.given.answers(where).column(signal, model)[:, _records(session, where)]
+        return np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)
 
     def stack(where: Where) -> np.ndarray:
-        table = np.empty((len(references), session.config.audit.queries, len(_records(session, where))), np.float32)
+        table = np.empty((len(references), queries, len(_records(session, where))), np.float32)
         for row, model in enumerate(references):
             table[row] = read(model, where)
         return table
 
+    of_target = read(target, "points")
+    queries = len(of_target)
     return Evidence(
-        target=read(target, "points"),
+        target=of_target,
         references=stack("points"),
         trained_on=session.plan.member[np.array(references, dtype=int)][:, session.points],
         population=read(target, "population"),

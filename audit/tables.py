@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy import ndarray as Array
 
 from audit.results import AttackResult, AuditResult, TargetResult
@@ -249,20 +250,38 @@ def at(nominal_fpr: float) -> str:
 
 
 def record_columns(result: AuditResult, target: TargetResult) -> dict[str, Array]:
-    """Columns of exp/records_<t>.csv: index into the pool, label, membership (1 = member), each attack's score."""
-    columns = {"index": result.points, "label": result.labels, "membership": target.member.astype(np.int8)}
-    return columns | {attack.attack: attack.scores for attack in target.attacks}
+    """Columns of exp/records_<t>.csv: what is known of each record, membership (1 = member), each attack's score.
+
+    Known are its index into the pool, and where they were given its id, its label and its groups. A score that is
+    called like one of these columns is called `<name> (score)`.
+    """
+    columns = dict(_known(result) if target.records is None else target.records)
+    columns["membership"] = target.member.astype(np.int8)
+    for attack in target.attacks:
+        columns[f"{attack.attack} (score)" if attack.attack in columns else attack.attack] = attack.scores
+    return columns
 
 
-def arrays(target: TargetResult) -> dict[str, Array]:
+def _known(result: AuditResult) -> Iterator[tuple[str, Array]]:
+    yield "index", result.points
+    if result.ids is not None:
+        yield "id", result.ids
+    if result.labels is not None:
+        yield "label", result.labels
+    for name, column in result.groups.items():
+        yield (f"group {name}" if name in ("index", "id", "label", "membership") else name), column
+
+
+def arrays(target: TargetResult, ids: Shaped[Array, " N"] | None = None) -> dict[str, Array]:
     """Arrays of exp/attack_result_<t>.npz.
 
     `fpr tpr auc one_fpr one_tenth_fpr zero_fpr scores memberships` are those of the first attack listed, as
     the original tool wrote them (the three `_fpr` are TPRs at an FPR of 1%, 0.1% and 0). `<attack>/fpr` and
-    so on are there for every attack.
+    so on are there for every attack, and `ids` where records have names.
     """
     found = {f"{attack.attack}/{key}": value for attack in target.attacks for key, value in _arrays(attack).items()}
-    return _arrays(target.attacks[0]) | {"memberships": target.member} | found
+    named = {} if ids is None else {"ids": ids}
+    return _arrays(target.attacks[0]) | {"memberships": target.member} | named | found
 
 
 def _arrays(attack: AttackResult) -> dict[str, Array]:

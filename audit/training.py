@@ -37,6 +37,8 @@ def stamp(session: Session, model: int) -> dict[str, Any]:
 
 def missing_models(session: Session) -> list[int]:
     """The planned models that are not trained yet. Raises StaleArtefact if any was trained in another way."""
+    if session.given is not None:
+        return []
     _check_memberships(session)
     return [m for m in session.plan.models if not rundir.is_made(weights_path(session, m), stamp(session, m))]
 
@@ -46,6 +48,8 @@ def train_missing(session: Session, device: torch.device) -> None:
 
     A model that cannot be trained is reported by its number in one UserError at the end; the others are kept.
     """
+    if session.given is not None:
+        return
     missing = missing_models(session)
     _write_memberships(session)
     write_metadata(session)
@@ -202,6 +206,10 @@ def role(session: Session, model: int) -> str:
 
 def model_rows(session: Session) -> Iterator[dict[str, Any]]:
     """A row for each finished model, in the order of their numbers."""
+    if session.given is not None:
+        used = [session.given.models[model] for model in session.plan.models]
+        yield from ({**row, "role": role(session, row["id"])} for row in used)
+        return
     for model in session.plan.models:
         if made := rundir.read_stamp(weights_path(session, model)):
             yield {"id": model, "role": role(session, model), **made["facts"]}

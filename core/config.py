@@ -103,6 +103,7 @@ class Audit(Block):
     privacy_game: Literal["privacy_loss_model"] = Field(
         "privacy_loss_model", description="membership of a record in the training set of a fixed model"
     )
+    redact: bool = Field(False, description="name records in the report by their ids only, without their contents")
     report_log: str = Field("report", description="folder of the report within run.log_dir", pattern=r"^[\w.-]+$")
 
 
@@ -141,7 +142,8 @@ class Config:
 
     def error(self, key: str, message: str) -> UserError:
         """A mistake that shows only later, at its line: `raise config.error("audit.data_size", "…")`."""
-        return UserError(f"{self.source.place(tuple(key.split('.')))}: {key}: {message}")
+        path = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        return UserError(f"{self.source.place(path)}: {key}: {message}")
 
     @property
     def report_dir(self) -> Path:
@@ -300,6 +302,9 @@ def _training(raw: Mapping[str, Any], mistakes: Mistakes) -> tuple[Call | None, 
         mistakes.append(
             (("train", "trainer"), f"{trainer.name} cannot train {model.name}: use {of_model}, or leave it out")
         )
+    if model and trainer and model.name not in (only := TRAINERS.fact(trainer.name, "models", (model.name,))):
+        way_out = f"train.model_name is {model.name}: leave train.trainer out"
+        mistakes.append((("train", "trainer"), f"{trainer.name} trains {' and '.join(only)} only, {way_out}"))
     return model, train, trainer
 
 

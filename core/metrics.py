@@ -334,16 +334,23 @@ def summarise(
     )
 
 
-def across_models(values: Float[Array, " T"], *, level: float = 0.95) -> Estimate:
+def across_models(
+    values: Float[Array, " T"], pairs: Int[Array, " T"] | None = None, *, level: float = 0.95
+) -> Estimate:
     """Mean over target models of a rate (AUC, TPR, ...), with a t interval over models, clipped to [0, 1].
 
     The records of one model share that model, so more records do not tell what the next model would leak.
+    pairs: which pair of twins each model is of. Twins share out the same records, so their values are not
+    independent: the interval is then one over the means of pairs, and each pair counts once.
     low = high = NaN where the models show no spread to judge by: one model says nothing about other models,
     nor do several whose values are all equal (a TPR of 0 in each), for which a zero width would claim certainty.
     """
     values = np.asarray(values, dtype=float)
     if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
         raise ValueError(f"need one number for each of at least 1 model, got {values}")
+    if pairs is not None:
+        of_pair = np.unique(pairs, return_inverse=True)[1]
+        values = np.bincount(of_pair, values) / np.bincount(of_pair)
     error, count, mean = _error(level), values.size, float(values.mean())
     if np.all(values == values[0]):
         return Estimate(mean, float("nan"), float("nan"))

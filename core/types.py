@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -85,6 +85,11 @@ class AuditData:
         return len(self.input_shape) == 3
 
     @property
+    def has_contents(self) -> bool:
+        """False where only what models say of the records was given, and not the records."""
+        return self.is_text or self.pool.x.size > 0
+
+    @property
     def is_text(self) -> bool:
         return self.pool.lengths is not None
 
@@ -133,6 +138,13 @@ class Text:
     compressed: Int[Array, " N"]  # bytes of each record's text, compressed by zlib
 
 
+def pairs_of(member: Bool[Array, "M n"]) -> Int[Array, " M"]:
+    """Which models are twins, by a number they have in common: their rows are the same, or complements."""
+    rows = [(np.packbits(row).tobytes(), np.packbits(~row).tobytes()) for row in member]
+    number = {row: k for k, row in enumerate(dict.fromkeys(min(pair) for pair in rows))}
+    return np.array([number[min(pair)] for pair in rows], dtype=int)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What an attacker may see of one target model. It has no field for the target's membership.
@@ -159,15 +171,20 @@ class Evidence:
             raise KeyError(f"signal {signal.name!r} was not computed; there are: {', '.join(['log_odds', *self.also])}")
         return self.also[signal.name]
 
+    def at(self, points: Shaped[Array, " n"]) -> Evidence:
+        """The evidence about some of the points: indices, or a mask. Not of single tokens."""
+        return replace(
+            self,
+            target=self.target[:, points],
+            references=self.references[:, :, points],
+            trained_on=self.trained_on[:, points],
+            also={name: evidence.at(points) for name, evidence in self.also.items()},
+        )
+
     def twins(self) -> Bool[Array, "R R"]:
         """twins[r, s]: the membership of reference s settles that of r: it is the same, or the complement."""
-        rows = [(inside.tobytes(), outside.tobytes()) for inside, outside in zip(*self._packed(), strict=True)]
-        kinds = {row: kind for kind, row in enumerate(dict.fromkeys(min(row, row[::-1]) for row in rows))}
-        kind = np.array([kinds[min(row, row[::-1])] for row in rows], dtype=int)
+        kind = pairs_of(self.trained_on)
         return kind[:, None] == kind[None, :]
-
-    def _packed(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.packbits(self.trained_on, axis=1), np.packbits(~self.trained_on, axis=1)
 
     def rehearsals(self, limit: int | None = None) -> Iterator[tuple[Evidence, Bool[Array, " N"]]]:
         """For each reference: the evidence of attacking it with the others, and its known membership.
@@ -215,6 +232,12 @@ class Plan:
 
     def references_of(self, target: int) -> tuple[int, ...]:
         return self.references[self.targets.index(target)]
+
+    @property
+    def reference_pairs(self) -> int:
+        """How many pairs of twins are among the references, of the target with the fewest."""
+        pair = pairs_of(self.member)
+        return min(len(np.unique(pair[np.array(of_target, dtype=int)])) for of_target in self.references)
 
     @property
     def models(self) -> tuple[int, ...]:
@@ -266,6 +289,38 @@ class Summary:
     balanced_accuracy: float  # at the best threshold in hindsight: an attacker does not have it
     at_fpr: tuple[OperatingPoint, ...]  # one for each nominal FPR asked for, 0 included
     certified_fpr: float  # upper limit of the FPR of a threshold with no false positive among these non-members
+
+
+@dataclass(frozen=True)
+class EpsilonBound:
+    """The mechanism is not (eps', delta)-DP for any eps' below `eps`, said with confidence `level`.
+
+    eps = 0 says nothing against the mechanism: a weak attack shows the same. `largest` is what the same design
+    would have shown with every guess right; no audit of this size and rule can show more.
+    """
+
+    eps: float
+    delta: float
+    level: float  # e.g. 0.95: the share of audits in which `eps` is at most the true ε
+    estimator: str
+    family: str  # what is assumed of the mechanism: "none", or "gaussian"
+    m: int  # canaries that count (trials of both worlds, for two worlds)
+    r: int  # guesses made; the rest are abstentions
+    right: int
+    guesses: str  # how the guesses were chosen, in words
+    analyses: int  # how many analyses the level is corrected for
+    largest: float  # ε if all r guesses had been right
+    kind: Literal["confidence", "credible", "exploratory"] = "confidence"
+    upper: float | None = None  # upper end of a credible interval; no audit bounds ε from above
+    doubts: tuple[str, ...] = ()  # what a reader must know before relying on the number
+
+    def __str__(self) -> str:
+        assumed = "" if self.family == "none" else f", {self.family} family assumed"
+        kind = "" if self.kind == "confidence" else f", {self.kind}"
+        return (
+            f"ε ≥ {self.eps:.3f} at δ = {self.delta:g} ({self.level:.0%}{assumed}{kind}; {self.right} of {self.r} "
+            f"guesses right, {self.m} canaries; {self.guesses}; this design shows at most {self.largest:.2f})"
+        )
 
 
 Settings = Mapping[str, Any]

@@ -51,7 +51,7 @@ class MaskedLM:
         """
         if len(draws) != len(texts):
             raise ValueError(f"need a generator for each of {len(texts)} texts, got {len(draws)}")
-        copies = [_Copy.of(text, masks, draw) for text, draw in zip(texts, draws, strict=True) for _ in range(samples)]
+        copies = [Copy.of(text, masks, draw) for text, draw in zip(texts, draws, strict=True) for _ in range(samples)]
         masked = [copy.masked(self.tokenizer.mask_token) for copy in copies]
         by_length = sorted(range(len(copies)), key=lambda i: len(masked[i][0]))  # batches of like lengths
         done = [""] * len(copies)
@@ -94,7 +94,7 @@ class MaskedLM:
         of_mask = rows[ours.nonzero()[:, 0]].numpy()  # windows of a text follow each other: its masks are in order
         return [(tokens[of_mask == i], values[of_mask == i]) for i in range(len(masked))]
 
-    def _drawn(self, copy: _Copy, tokens: np.ndarray, logits: np.ndarray, top_k: int) -> list[str]:
+    def _drawn(self, copy: Copy, tokens: np.ndarray, logits: np.ndarray, top_k: int) -> list[str]:
         words = []
         for original, quantile, of_mask, z in zip(copy.words, copy.quantiles, tokens, logits, strict=True):
             others = [i for i, t in enumerate(of_mask) if self.words[t].casefold() != original.casefold()][:top_k]
@@ -102,12 +102,12 @@ class MaskedLM:
                 raise ValueError(f"the masked language model knows no other word to stand for {original!r}")
             weight = np.exp(z[others].astype(np.float64) - z[others].max())
             place = np.searchsorted(np.cumsum(weight), quantile * weight.sum(), side="right")
-            words.append(_cased(self.words[of_mask[others[min(place, len(others) - 1)]]], like=original))
+            words.append(cased(self.words[of_mask[others[min(place, len(others) - 1)]]], like=original))
         return words
 
 
 @dataclass(frozen=True)
-class _Copy:
+class Copy:
     """A text, the words of it to replace, in order, and a uniform draw for each."""
 
     text: str
@@ -115,7 +115,7 @@ class _Copy:
     quantiles: np.ndarray
 
     @classmethod
-    def of(cls, text: str, masks: int, draw: np.random.Generator) -> _Copy:
+    def of(cls, text: str, masks: int, draw: np.random.Generator) -> Copy:
         spans = [match.span() for match in WORD.finditer(text)]
         chosen = np.sort(draw.choice(len(spans), min(masks, len(spans)), replace=False)) if spans else []
         return cls(text, tuple(spans[i] for i in chosen), draw.random(len(chosen)))
@@ -138,7 +138,8 @@ class _Copy:
         return "".join([*parts, self.text[at:]])
 
 
-def _cased(word: str, like: str) -> str:
+def cased(word: str, like: str) -> str:
+    """The word in the casing of another: ALL, First, or none."""
     if len(like) > 1 and like.isupper():
         return word.upper()
     if like[0].isupper():

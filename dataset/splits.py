@@ -33,10 +33,12 @@ def divided(
     num_classes: int,
     mean: tuple[float, ...] = (0.0,),
     std: tuple[float, ...] = (1.0,),
+    feature_names: tuple[str, ...] | None = None,
 ) -> AuditData:
     """The records (x, y) as an audit needs them, divided by `divide`."""
     pool, population = divide(len(y), seed, fraction)
-    return AuditData(Records(x[pool], y[pool]), Records(x[population], y[population]), num_classes, mean, std)
+    parts = (Records(x[pool], y[pool]), Records(x[population], y[population]))
+    return AuditData(*parts, num_classes, mean, std, feature_names)
 
 
 def pixel_constants(*channels: float) -> tuple[float, ...]:

@@ -42,7 +42,7 @@ def synthetic_tabular(
     population_fraction: Fraction = 0.25,
     data_seed: Annotated[int, Ge(0)] = 0,
 ) -> AuditData:
-    """Purchase-like: float32 (num_features,) of zeros and ones, few of them ones.
+    """Purchase-like: float32 (num_features,) of zeros and ones, few of them ones; column k is called item_k.
 
     Each class has a prototype in a latent space, each record is its class's prototype plus Gaussian noise in the
     same space, and each feature is bought with a probability that depends on the record's place there and on the
@@ -64,7 +64,8 @@ def synthetic_tabular(
         place = prototypes[classes] + noise * draw.normal(size=(len(classes), LATENT))
         log_odds = SPREAD * (place / np.hypot(1.0, noise)) @ loadings + popularity
         x[start : start + 8192] = draw.logistic(size=log_odds.shape) < log_odds  # one with probability sigmoid
-    return divided(x, y, seed, population_fraction, num_classes=num_classes)
+    names = tuple(f"item_{k}" for k in range(num_features))
+    return divided(x, y, seed, population_fraction, num_classes=num_classes, feature_names=names)
 
 
 @DATASETS.register("synthetic_images", summary="made-up colour images of the shape of CIFAR-10", images=True)

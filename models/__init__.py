@@ -18,6 +18,7 @@ from models.libraries import timm as timm
 from models.libraries import torchvision as torchvision
 from models.mlp import mlp as mlp
 from models.resnet import resnet18 as resnet18
+from models.speedyresnet import speedyresnet as speedyresnet
 from models.vgg import vgg16 as vgg16
 from models.wide_resnet import wide_resnet as wide_resnet
 

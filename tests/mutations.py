@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("core", "modules", "dataset", "models", "trainers", "audit", "tests", "configs", "benchmarks")
 MIA, CORE, PIPELINE = "tests/modules/mia", "tests/core", "tests/audit/test_pipeline.py"
+SPEEDY = "tests/trainers/test_speedyresnet.py tests/trainers/test_muon.py"
 TRAINERS, MODELS, RAMIA = "tests/trainers", "tests/models", "tests/modules/ramia tests/audit/test_ramia.py"
 
 
@@ -203,6 +204,35 @@ FAULTS = [
         RAMIA,
     ),
     Fault("weights drawn unseeded", "models/__init__.py", "manual_seed(", "initial_seed() + 0 * (", MODELS),
+    Fault(
+        "speedyresnet: whitened by the first images of the pool, members or not",
+        "trainers/speedy_loop.py",
+        "second_moment(data, np.flatnonzero(member))",
+        "second_moment(data, np.arange(len(member) // 2))",
+        SPEEDY,
+    ),
+    Fault(
+        "speedyresnet: the last batch is dropped",
+        "trainers/speedy_loop.py",
+        "    for batch in batches:",
+        "    for batch in batches[:-1]:",
+        SPEEDY,
+    ),
+    Fault(
+        "speedyresnet: mirrored at random, not by turns",
+        "trainers/speedy_loop.py",
+        "mirrored = ~mirrored",
+        "mirrored = mirrors.random(len(data)) < 0.5",
+        SPEEDY,
+    ),
+    Fault(
+        "speedyresnet: draws shared by members only",
+        "trainers/speedy_loop.py",
+        "draws = (draw[order[member[order]]] for",
+        "draws = (draw[: member.sum()] if draw.dtype == bool else draw[order[member[order]]] for",
+        SPEEDY,
+    ),
+    Fault("Muon: weights that grow", "trainers/muon.py", "p.mul_(len(p) ** 0.5 / p.norm())", "p.mul_(1)", SPEEDY),
 ]
 
 

@@ -7,4 +7,5 @@ is bit for bit the same alone, in any stack, at any position in it.
 
 from trainers.dp_sgd import dp_sgd as dp_sgd
 from trainers.sgd import sgd as sgd
+from trainers.speedyresnet import speedyresnet as speedyresnet
 from trainers.transformer import transformer as transformer

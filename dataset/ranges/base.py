@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from numpy import ndarray as Array
 from pydantic import ValidationError
 
 from core.registry import Registry
+from core.types import Records
 
-RANGES = Registry("range function")  # (data, *, settings) -> Range; facts: kind = "images" | "features" | "any"
+
+class SettingError(ValueError):
+    """What is wrong with a setting of a range function once the data is known; `key` says which, as in `columns.2`."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+RANGES = Registry(
+    "range function"
+)  # (data, *, settings) -> Range; facts: kind = "images" | "features" | "texts" | "any"
 
 
 @runtime_checkable
@@ -39,6 +51,47 @@ class Range(Protocol):
     def inside(self, centers: Shaped[Array, "n ..."], records: Shaped[Array, "d ..."]) -> Bool[Array, "n d"]:
         """Which records lie in which center's range. What a range function cannot decide exactly, it documents."""
         ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A range function that takes whole records, many at a time: of texts, whose rows need their lengths.
+
+    It may also have `check(records)`, a ValueError for records that have no range, and `on(device)`, before it is used.
+    """
+
+    description: str
+
+    def points(self) -> float: ...
+
+    def sample_all(self, centers: Records, count: int, draws: Sequence[np.random.Generator]) -> Records:
+        """`Range.sample` for each center, one after the other: n count records."""
+        ...
+
+    def inside_all(self, centers: Records, records: Records) -> Bool[Array, "n d"]:
+        """`Range.inside`."""
+        ...
+
+
+def sample_all(ranges: Range | Together, centers: Records, count: int, draws: Sequence[np.random.Generator]) -> Records:
+    """`count` samples of each center's range, one range after the other."""
+    if isinstance(ranges, Together):
+        return ranges.sample_all(centers, count, draws)
+    x = [ranges.sample(center, count, draw) for center, draw in zip(centers.x, draws, strict=True)]
+    return Records(np.concatenate(x), np.repeat(centers.y, count))
+
+
+def inside_all(ranges: Range | Together, centers: Records, records: Records) -> Bool[Array, "n d"]:
+    """Which records lie in which center's range."""
+    if isinstance(ranges, Together):
+        return ranges.inside_all(centers, records)
+    return ranges.inside(centers.x, records.x)
+
+
+def rows(records: Records, index: Int[Array, " k"]) -> Records:
+    """These records, without what reports alone need."""
+    lengths = None if records.lengths is None else records.lengths[index]
+    return Records(records.x[index], records.y[index], lengths)
 
 
 def bound(registry: Registry, value: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

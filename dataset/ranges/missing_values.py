@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray as Array
 
 from core.types import AuditData
-from dataset.ranges.base import RANGES
+from dataset.ranges.base import RANGES, SettingError
 
 ENUMERATED = 4096  # up to so many candidates are all weighed; of more, distinct ones are found by drawing again
 TRIES = 1000  # draws per sample before it is said that there are too few, where they cannot be counted
@@ -24,27 +25,24 @@ TRIES = 1000  # draws per sample before it is said that there are too few, where
 def missing_values(
     data: AuditData,
     *,
-    columns: Annotated[int, Ge(1)] | Annotated[list[int], MinLen(1)],
+    columns: Annotated[int, Ge(1)] | Annotated[list[int | str], MinLen(1)],
     imputation: Literal["joint", "per_column", "categorical", "uniform"] = "joint",
     col_ranges: Annotated[list[tuple[float, float]], MinLen(1)] | None = None,
 ) -> Unknown:
     """The record with the unknown columns filled in; samples of one range are distinct.
 
-    columns: the last `columns` of them if it is a number, else a list of column numbers, from 0.
+    columns: the last `columns` of them if it is a number, else a list of column numbers, from 0, and of names, where
+        the dataset's columns have names.
     imputation: "joint" takes the unknown columns together from a random population record, so that they go with
         each other; "per_column" each from a record of its own; "categorical" any integer from the column's range;
         "uniform" any real number from it.
     col_ranges: [low, high] of each unknown column, both included, or a single one for all. Used by "categorical" and
         "uniform"; None takes the population's smallest and largest value.
     """
+    chosen = _numbers(columns, data)
     width = data.pool.x.shape[1]
-    chosen = list(range(width - columns, width)) if isinstance(columns, int) else columns
-    unknown = [column for column in chosen if not 0 <= column < width]
-    if unknown or len(set(chosen)) < len(chosen):
-        what = f"there is no column {unknown[0]}" if unknown else "a column is listed twice"
-        raise ValueError(f"columns: {what}; they are numbered 0 to {width - 1}, got {columns}")
     if len(chosen) == width:
-        raise ValueError(f"columns: all {width} are unknown, so every record is in every range: leave one known")
+        raise SettingError("columns", f"all {width} are unknown, so every record is in every range: leave one known")
     known = data.population.x[:, chosen]
     if not len(known) and (imputation in ("joint", "per_column") or col_ranges is None):
         raise ValueError(f"imputation {imputation} draws from the population, which is empty: give col_ranges")
@@ -56,6 +54,38 @@ def missing_values(
     if imputation == "uniform":
         return Unknown(tuple(chosen), imputation, None, ranges)
     return Unknown(tuple(chosen), imputation, Candidates.of([_integers(*pair) for pair in ranges]))
+
+
+def _numbers(columns: int | Sequence[int | str], data: AuditData) -> list[int]:
+    """The numbers of the columns that are given as the last n, or by number or name."""
+    width, names = data.pool.x.shape[1], data.feature_names or ()
+    if isinstance(columns, int):
+        if columns > width:
+            raise SettingError("columns", f"{columns} is more than the {width} that there are")
+        return list(range(width - columns, width))
+    chosen: dict[int, int | str] = {}
+    for place, column in enumerate(columns):
+        key = f"columns.{place}"
+        if isinstance(column, str):
+            if column not in names:
+                raise SettingError(key, _unknown(column, names))
+            number = names.index(column)
+        else:
+            number = column
+        if not 0 <= number < width:
+            raise SettingError(key, f"there is no column {number}; they are numbered 0 to {width - 1}")
+        if number in chosen:
+            raise SettingError(key, f"{column} and {chosen[number]} are the same column: a column is listed twice")
+        chosen[number] = column
+    return list(chosen)
+
+
+def _unknown(name: str, names: Sequence[str]) -> str:
+    if not names:
+        return f"there is no column {name!r}: the columns of this dataset have no names, only numbers from 0"
+    near = get_close_matches(name, names)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(names[:12])}"
+    return f"there is no column {name!r}; {hint}{' …' if not near and len(names) > 12 else ''}"
 
 
 def _ranges(given: Sequence[tuple[float, float]] | None, known: Float[Array, "P c"]) -> list[tuple[float, float]]:

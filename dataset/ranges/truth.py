@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from core.types import Records
-from dataset.ranges.base import Range
+from dataset.ranges.base import Range, Together, inside_all
+from dataset.ranges.base import rows as rows_of
 
 BLOCK = 4_000_000  # (range, record) pairs looked at together
 
 
 def others_inside(
-    ranges: Range,
-    centers: Shaped[Array, "N ..."],
+    ranges: Range | Together,
+    centers: Callable[[Int[Array, " n"]], Records],
     points: Int[Array, " N"],
     pool: Records,
     member: Bool[Array, "M D"],
 ) -> Int[Array, "M N"]:
     """How many training points of each model lie in each range, beside the record that the range was made from.
 
+    centers: the centers of the ranges made from these records of the pool; asked for a block of them at a time.
     points: index into the pool of each range's own record. Labels count: a record of another label is in no range,
     however near. Works through blocks of ranges; nothing of size N x D is ever held.
     """
@@ -29,10 +33,10 @@ def others_inside(
     for label in np.unique(labels):
         records = np.flatnonzero(pool.y == label)
         rows = np.flatnonzero(labels == label)
-        x, weights = pool.x[records], member[:, records].astype(np.float32)
+        inside, weights = rows_of(pool, records), member[:, records].astype(np.float32)
         size = max(1, BLOCK // len(records))
         for block in (rows[i : i + size] for i in range(0, len(rows), size)):
-            near = ranges.inside(centers[block], x) & (records[None, :] != points[block][:, None])
+            near = inside_all(ranges, centers(points[block]), inside) & (records[None, :] != points[block][:, None])
             found[:, block] = _count(weights, near)
     return found
 

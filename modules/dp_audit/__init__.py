@@ -1,9 +1,20 @@
 """Audits of differential privacy: lower bounds on ε that are really lower bounds."""
 
+from core.types import EpsilonBound
 from modules.dp_audit.audit import audit_one_run, audit_two_worlds
-from modules.dp_audit.bounds import EpsilonBound, Verdict, best_of, level_of_each, verdict
+from modules.dp_audit.bounds import Verdict, best_of, level_of_each, verdict
 from modules.dp_audit.exploratory import along_guesses, exploratory_maximum
-from modules.dp_audit.guesses import Bonferroni, Calibrated, Choice, Fixed, MultiSplit, Split, most_tpr, ranked
+from modules.dp_audit.guesses import (
+    Bonferroni,
+    Calibrated,
+    Choice,
+    Fixed,
+    MultiSplit,
+    Split,
+    StepWise,
+    most_tpr,
+    ranked,
+)
 
 __all__ = [
     "Bonferroni",
@@ -13,6 +24,7 @@ __all__ = [
     "Fixed",
     "MultiSplit",
     "Split",
+    "StepWise",
     "Verdict",
     "along_guesses",
     "audit_one_run",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 
+from core.types import EpsilonBound
 from modules.dp_audit import f_dp, one_run
 from modules.dp_audit import two_worlds as worlds
-from modules.dp_audit.bounds import ANY, GAUSSIAN, EpsilonBound, checked_delta, error_of, level_of_each
+from modules.dp_audit.bounds import ANY, GAUSSIAN, checked_delta, error_of, level_of_each
 from modules.dp_audit.calibrated import calibrated_epsilon, error_left
 from modules.dp_audit.family import gaussian_fit
 from modules.dp_audit.guesses import (
@@ -25,10 +26,13 @@ from modules.dp_audit.guesses import (
     Pair,
     Ranked,
     Split,
+    StepWise,
     Ties,
+    checked_pair,
     choose_pair,
     ranked,
 )
+from modules.dp_audit.stepwise import Steps, climb, default_steps
 
 Estimator = Literal["one_run", "f_dp", "gaussian"]
 TwoWorlds = Literal["clopper_pearson", "gaussian", "bayesian"]
@@ -92,6 +96,9 @@ def audit_one_run(
             made = _bonferroni(whole, choice.pairs(whole.m), estimator, delta, each)
         case Calibrated():
             made = _calibrated(whole, choice.pairs(whole.m), delta, each)
+        case StepWise():
+            steps = choice.steps or _default_steps(estimator, whole.m, delta, each)
+            made = _step_wise(whole, steps, estimator, delta, each)
     doubts = _doubts(np.asarray(scores), np.asarray(member)) if estimator == "gaussian" else ()
     return replace(made, level=level, analyses=analyses * made.analyses, doubts=doubts)
 
@@ -167,6 +174,21 @@ def _calibrated(counts: Ranked, pairs: Sequence[Pair], delta: float, level: floa
         analyses=len(pairs),
         largest=_calibrated_largest(counts.m, sizes, delta, level),
     )
+
+
+def _step_wise(counts: Ranked, steps: Steps, estimator: Estimator, delta: float, level: float) -> EpsilonBound:
+    pairs, tops = [checked_pair(pair, counts.m) for pair, _ in steps], [top for _, top in steps]
+    show = lambda right: (_bound(estimator, counts.m, sum(p), right(p), delta, level) for p in pairs)  # noqa: E731
+    eps, which = climb(show(counts.right), tops)
+    guesses = f"k_plus = {pairs[which][0]}, k_minus = {pairs[which][1]}, of {len(pairs)} pairs asked in a fixed order"
+    most, _ = climb(show(sum), tops)
+    return replace(_counted(counts, pairs[which], estimator, delta, level, guesses), eps=eps, largest=most)
+
+
+@lru_cache(maxsize=256)
+def _default_steps(estimator: str, m: int, delta: float, level: float) -> Steps:
+    bound = partial(BOUNDS[estimator], m, delta=delta, level=level)
+    return default_steps(m, bound, error_of(level))
 
 
 @lru_cache(maxsize=1 << 16)
@@ -267,17 +289,19 @@ def _split_worlds(
     part = _part(len(scores), fraction, rng)
     candidates = np.unique(scores[part])
     candidates = candidates[np.linspace(0, len(candidates) - 1, min(len(candidates), 64)).astype(int)]
-    promised = [_promised(estimator, scores[part] >= t, member[part], delta, level) for t in candidates]
-    best = float(candidates[int(np.argmax(promised))])
+    best = float(candidates[int(np.argmax(_promised(estimator, candidates, scores[part], member[part], delta, level)))])
     guesses = f"threshold {best:.4g}, chosen on {int(part.sum())} other runs"
     return replace(_at(scores[~part], member[~part], best, estimator, delta, level), guesses=guesses)
 
 
-def _promised(estimator: TwoWorlds, guessed: np.ndarray, member: np.ndarray, delta: float, level: float) -> float:
-    """What a threshold promises: Clopper-Pearson's ε (for the Bayesian interval too, as it is cheaper), or μ."""
+def _promised(
+    estimator: TwoWorlds, thresholds: np.ndarray, scores: np.ndarray, member: np.ndarray, delta: float, level: float
+) -> np.ndarray:
+    """What each threshold promises: Clopper-Pearson's ε (for the Bayesian interval too, as it is cheaper), or μ."""
     if member.all() or not member.any():
-        return 0.0
-    counts = _confusion(guessed, member)
+        return np.zeros(len(thresholds))
+    tp, fp = ((scores[rows] >= thresholds[:, None]).sum(axis=1) for rows in (member, ~member))
+    counts = (tp, int(member.sum()), fp, int((~member).sum()))
     if estimator == "gaussian":
         return worlds.mu_lower(*counts, level=level)
-    return worlds.two_worlds(*counts, delta=delta, level=level).eps
+    return worlds.clopper_pearson_epsilon(*counts, delta=delta, level=level)

@@ -6,41 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["confidence", "credible", "exploratory"]
+from core.types import EpsilonBound
+
 ANY = "none"  # no family of mechanisms is assumed: the bound holds for every (ε, δ)-DP mechanism
 GAUSSIAN = "gaussian"  # the bound is that of the member of the Gaussian family, and holds for that family only
-
-
-@dataclass(frozen=True)
-class EpsilonBound:
-    """The mechanism is not (eps', delta)-DP for any eps' below `eps`, said with confidence `level`.
-
-    eps = 0 says nothing against the mechanism: a weak attack shows the same. `largest` is what the same design
-    would have shown with every guess right; no audit of this size and rule can show more.
-    """
-
-    eps: float
-    delta: float
-    level: float  # e.g. 0.95: the share of audits in which `eps` is at most the true ε
-    estimator: str
-    family: str  # what is assumed of the mechanism: "none", or "gaussian"
-    m: int  # canaries that count (trials of both worlds, for two worlds)
-    r: int  # guesses made; the rest are abstentions
-    right: int
-    guesses: str  # how the guesses were chosen, in words
-    analyses: int  # how many analyses the level is corrected for
-    largest: float  # ε if all r guesses had been right
-    kind: Kind = "confidence"
-    upper: float | None = None  # upper end of a credible interval; no audit bounds ε from above
-    doubts: tuple[str, ...] = ()  # what a reader must know before relying on the number
-
-    def __str__(self) -> str:
-        assumed = "" if self.family == ANY else f", {self.family} family assumed"
-        kind = "" if self.kind == "confidence" else f", {self.kind}"
-        return (
-            f"ε ≥ {self.eps:.3f} at δ = {self.delta:g} ({self.level:.0%}{assumed}{kind}; {self.right} of {self.r} "
-            f"guesses right, {self.m} canaries; {self.guesses}; this design shows at most {self.largest:.2f})"
-        )
 
 
 def error_of(level: float) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray as Array
 
-from modules.dp_audit.bounds import ANY, EpsilonBound, checked_delta, error_of
+from core.types import EpsilonBound
+from modules.dp_audit.bounds import ANY, checked_delta, error_of
 from modules.dp_audit.guesses import Pair, Ranked, Ties, ranked
 from modules.dp_audit.one_run import epsilon, p_value, pure_epsilon
 

@@ -76,7 +76,22 @@ class Calibrated:
         return pairs
 
 
-Choice = Fixed | Split | MultiSplit | Bonferroni | Calibrated
+@dataclass(frozen=True)
+class StepWise:
+    """Pairs in order, each with the ε up to which it is responsible, all at the full level: see `stepwise`.
+
+    Omitted: `stepwise.default_steps`, which begin with the pair of `Fixed`. The last pair's ε is infinity.
+    """
+
+    steps: tuple[tuple[Pair, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        tops = [top for _, top in self.steps or (((1, 1), np.inf),)]
+        if tops != sorted(tops) or tops[-1] != np.inf:
+            raise ValueError(f"step-wise ranges of epsilon rise, and the last one ends at infinity, got {tops}")
+
+
+Choice = Fixed | Split | MultiSplit | Bonferroni | Calibrated | StepWise
 
 
 def default_k(m: int) -> int:

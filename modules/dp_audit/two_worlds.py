@@ -8,13 +8,15 @@ https://arxiv.org/abs/2206.05199) is credible, not a bound. The rule that guesse
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import betainc, betaincinv, ndtri
 
 from core.metrics import clopper_pearson
-from modules.dp_audit.bounds import ANY, GAUSSIAN, EpsilonBound, checked_delta, error_of
+from core.types import EpsilonBound
+from modules.dp_audit.bounds import ANY, GAUSSIAN, checked_delta, error_of
 from modules.dp_audit.f_dp import epsilon_of_mu
 
-NODES = 4096  # of the quadrature over the false-positive rate
+NODES = 1024  # of the quadrature over the false-positive rate
 
 
 def two_worlds(tp: int, n1: int, fp: int, n0: int, *, delta: float, level: float = 0.95) -> EpsilonBound:
@@ -24,12 +26,11 @@ def two_worlds(tp: int, n1: int, fp: int, n0: int, *, delta: float, level: float
     tp of n1 runs with the canary and fp of n0 without it were guessed to have it.
     """
     _counts(tp, n1, fp, n0)
-    eps = _clopper_pearson_epsilon(tp, n1, fp, n0, delta, level)
     return EpsilonBound(
-        eps=eps,
+        eps=float(clopper_pearson_epsilon(tp, n1, fp, n0, delta=delta, level=level)),
         estimator="two worlds",
         family=ANY,
-        largest=_clopper_pearson_epsilon(n1, n1, 0, n0, delta, level),
+        largest=float(clopper_pearson_epsilon(n1, n1, 0, n0, delta=delta, level=level)),
         **_facts(tp, n1, fp, n0, delta, level),
     )
 
@@ -50,10 +51,10 @@ def gaussian_two_worlds(tp: int, n1: int, fp: int, n0: int, *, delta: float, lev
     )
 
 
-def mu_lower(tp: int, n1: int, fp: int, n0: int, *, level: float = 0.95) -> float:
-    """Lower limit of μ of a Gaussian mechanism, at least 0."""
+def mu_lower(tp: ArrayLike, n1: int, fp: ArrayLike, n0: int, *, level: float = 0.95) -> np.ndarray:
+    """Lower limit of μ of a Gaussian mechanism, at least 0. Broadcasts over counts."""
     fpr, fnr = _upper_limits(tp, n1, fp, n0, level)
-    return max(0.0, float(-ndtri(fpr) - ndtri(fnr))) if max(fpr, fnr) < 1 else 0.0
+    return np.asarray(np.maximum(-ndtri(fpr) - ndtri(fnr), 0.0))  # a limit of 1 makes it -inf: 0
 
 
 def bayesian(tp: int, n1: int, fp: int, n0: int, *, delta: float, level: float = 0.95) -> EpsilonBound:
@@ -94,23 +95,28 @@ def posterior_quantile(u: float, tp: int, n1: int, fp: int, n0: int, delta: floa
         low, high = high, 2 * high
         if high > 500:
             return high
-    for _ in range(50):
+    for _ in range(30):
         middle = (low + high) / 2
         low, high = (middle, high) if below(middle) < u else (low, middle)
     return low
 
 
-def _clopper_pearson_epsilon(tp: int, n1: int, fp: int, n0: int, delta: float, level: float) -> float:
+def clopper_pearson_epsilon(
+    tp: ArrayLike, n1: int, fp: ArrayLike, n0: int, *, delta: float, level: float
+) -> np.ndarray:
+    """ε of `two_worlds`. Broadcasts over counts."""
     fpr, fnr = _upper_limits(tp, n1, fp, n0, level)
     checked_delta(delta)
-    ratios = ((1 - fnr - delta) / fpr, (1 - fpr - delta) / fnr)
-    return max(0.0, float(np.log(max(*ratios, 1.0))))
+    ratios = np.maximum((1 - fnr - delta) / fpr, (1 - fpr - delta) / fnr)
+    return np.asarray(np.log(np.maximum(ratios, 1.0)))
 
 
-def _upper_limits(tp: int, n1: int, fp: int, n0: int, level: float) -> tuple[float, float]:
+def _upper_limits(tp: ArrayLike, n1: int, fp: ArrayLike, n0: int, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Of the false-positive and false-negative rates, each with half of the error."""
-    _, high = clopper_pearson(np.array([fp, n1 - tp]), np.array([n0, n1]), level=level)
-    return float(np.asarray(high)[0]), float(np.asarray(high)[1])
+    tp, fp = np.broadcast_arrays(np.asarray(tp), np.asarray(fp))
+    _, fpr = clopper_pearson(fp, np.full(fp.shape, n0), level=level)
+    _, fnr = clopper_pearson(n1 - tp, np.full(tp.shape, n1), level=level)
+    return np.asarray(fpr), np.asarray(fnr)
 
 
 def _counts(tp: int, n1: int, fp: int, n0: int) -> None:

@@ -15,6 +15,7 @@ from modules.mia.ranks import share
     "AttackP",
     needs_references=False,
     needs_population=True,
+    shared=None,
     min_pairs=0,
     summary="share of population points that the target fits worse than x",
     source="Ye et al. 2022, arXiv 2111.09679",

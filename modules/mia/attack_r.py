@@ -16,6 +16,7 @@ from modules.mia.ranks import share
     "AttackR",
     needs_references=True,
     needs_population=False,
+    shared=None,
     min_pairs=1,
     summary="share of the models that did not train on x and fit it no better than the target",
     source="Ye et al. 2022, arXiv 2111.09679",

@@ -18,8 +18,10 @@ from modules.mia.probability import clipped, probability_of
 @ATTACKS.register(
     "BASE",
     needs_references=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     needs_population=False,
     signals=lambda settings: (Signal(temperature=settings["temperature"]),),
+    shared=None,
     min_pairs=1,
     summary="log of the target's probability over the references' mean probability",
     source="Lassila et al. 2025, arXiv 2505.24089",

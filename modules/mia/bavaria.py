@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from core.registry import ATTACKS
-from core.types import Evidence
+from core.types import Evidence, Settings
 from modules.mia.moments import Moments, moments
 
 log = logging.getLogger(__name__)
@@ -24,16 +24,24 @@ MOST = 1e4  # largest shape a0 and strength k0 of a prior: records that differ l
 LEAST = 1e-4  # smallest strength k0
 
 
+def shared(evidence: Evidence, settings: Settings) -> tuple[Prior, ...]:
+    """The priors: of OUT models, and in an online attack of IN models."""
+    return _priors(*_sides(evidence, settings["mode"]))
+
+
 @ATTACKS.register(
     "BaVarIA",
     needs_references=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     needs_population=False,
+    shared=shared,
     min_pairs=1,
     summary="likelihood ratio per record, with means and variances shrunk towards those of all records",
     source="Brännvall 2026, arXiv 2603.11799 (from its abstract)",
 )
 def bavaria(
     evidence: Evidence,
+    priors: tuple[Prior, ...] | None = None,
     *,
     mode: Literal["online", "offline"] = "online",
     predictive: Literal["t", "n"] = "t",
@@ -49,17 +57,27 @@ def bavaria(
     and the next model's log-odds are Student-t with 2a degrees of freedom, location m, scale^2 = b (k + 1) / (a k).
     How far a record is trusted follows from the records, so there is no switch at 64 models as LiRA has.
 
+    priors: where they are those of other points than these (`shared`).
     mode: "offline" scores (target - m) / scale of the OUT side, one-sided.
     predictive: "t", or "n" for the Gaussian of the same mean and variance.
     """
-    out = moments(evidence.references, ~evidence.trained_on)
-    inside = moments(evidence.references, evidence.trained_on) if mode == "online" else None
-    within_in, within_out = _within(inside, out)
-    log_out, z_out = _predict(evidence.target, out, _fit(out, within_out), predictive)
+    out, inside = _sides(evidence, mode)
+    priors = _priors(out, inside) if priors is None else priors
+    log_out, z_out = _predict(evidence.target, out, priors[0], predictive)
     if inside is None:
         return z_out.mean(axis=0)
-    log_in, _ = _predict(evidence.target, inside, _fit(inside, within_in), predictive)
+    log_in, _ = _predict(evidence.target, inside, priors[1], predictive)
     return (log_in - log_out).mean(axis=0)
+
+
+def _sides(evidence: Evidence, mode: str) -> tuple[Moments, Moments | None]:
+    out = moments(evidence.references, ~evidence.trained_on)
+    return out, moments(evidence.references, evidence.trained_on) if mode == "online" else None
+
+
+def _priors(out: Moments, inside: Moments | None) -> tuple[Prior, ...]:
+    within_in, within_out = _within(inside, out)
+    return (_fit(out, within_out), *((_fit(inside, within_in),) if inside is not None else ()))
 
 
 @dataclass(frozen=True)

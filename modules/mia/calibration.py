@@ -17,6 +17,7 @@ from modules.mia.moments import masked_mean
     "Calibration",
     needs_references=True,
     needs_population=False,
+    shared=None,
     min_pairs=1,
     summary="how much better the target fits x than models that did not train on it, on average",
     source="Watson et al. 2022, arXiv 2111.08440",

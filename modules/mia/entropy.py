@@ -17,6 +17,7 @@ MODIFIED_ENTROPY = Signal("modified_entropy")
     needs_references=False,
     needs_population=False,
     signals=lambda settings: (MODIFIED_ENTROPY,),
+    shared=None,
     min_pairs=0,
     summary="minus the log modified entropy of the target's prediction; one threshold for all records",
     source="Song & Mittal 2021, arXiv 2003.10595",

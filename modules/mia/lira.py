@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from core.registry import ATTACKS
-from core.types import Evidence
+from core.types import Evidence, Settings
 from modules.mia.moments import Moments, moments
 
 log = logging.getLogger(__name__)
@@ -19,16 +19,24 @@ MANY = 64  # reference models, IN and OUT together, from which "auto" trusts a r
 FLOOR = 1e-2  # least standard deviation of a record, as a fraction of the pooled one
 
 
+def shared(evidence: Evidence, settings: Settings) -> tuple[Float[Array, " Q"], ...]:
+    """The pooled variances: OUT of an offline attack, IN and OUT of an online one."""
+    return _pooled(_sides(evidence, settings["mode"]))
+
+
 @ATTACKS.register(
     "LiRA",
     needs_references=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     needs_population=False,
+    shared=shared,
     min_pairs=1,
     summary="likelihood ratio per record: was the target's fit drawn from the IN or the OUT models?",
     source="Carlini et al. 2022, arXiv 2112.03570",
 )
 def lira(
     evidence: Evidence,
+    pooled: tuple[Float[Array, " Q"], ...] | None = None,
     *,
     mode: Literal["online", "offline"] = "online",
     variance: Literal["auto", "global", "per_record"] = "auto",
@@ -38,6 +46,7 @@ def lira(
     A Gaussian is fitted to the log-odds of each record and query over the references that trained on it
     (IN), another over those that did not (OUT). Queries count as independent: their log ratios are averaged.
 
+    pooled: the variances pooled over records, where they are those of other points than these (`shared`).
     mode: "online" is log N(target; IN) - log N(target; OUT) (Alg. 1). "offline" uses OUT models only, one-sided:
         the z-score (target - mean OUT) / std OUT; Phi of it is the paper's score (eq. 4), which saturates.
     variance: "per_record"; "global" pools the within-record variance over records, IN and OUT apart; "auto"
@@ -48,15 +57,23 @@ def lira(
     have one model, both variances are 1, which ranks by the means.
     """
     own = variance == "per_record" or (variance == "auto" and len(evidence.references) >= MANY)
-    out = moments(evidence.references, ~evidence.trained_on)
+    sides = _sides(evidence, mode)
+    pooled = _pooled(sides) if pooled is None else pooled
+    own = variance == "per_record" or (variance == "auto" and len(evidence.references) >= MANY)
+    of_sides = [(side.mean, _variance(side, of, own)) for side, of in zip(sides, pooled, strict=True)]
     if mode == "offline":
-        (pooled,) = known(out.pooled_variance())
-        return z_score(evidence.target, out.mean, _variance(out, pooled, own)).mean(axis=0)
-    inside = moments(evidence.references, evidence.trained_on)
-    pooled_in, pooled_out = known(inside.pooled_variance(), out.pooled_variance())
-    return log_ratio(
-        evidence.target, inside.mean, _variance(inside, pooled_in, own), out.mean, _variance(out, pooled_out, own)
-    ).mean(axis=0)
+        return z_score(evidence.target, *of_sides[0]).mean(axis=0)
+    return log_ratio(evidence.target, *of_sides[0], *of_sides[1]).mean(axis=0)
+
+
+def _sides(evidence: Evidence, mode: str) -> tuple[Moments, ...]:
+    """IN, of an online attack, and OUT."""
+    out = moments(evidence.references, ~evidence.trained_on)
+    return (out,) if mode == "offline" else (moments(evidence.references, evidence.trained_on), out)
+
+
+def _pooled(sides: tuple[Moments, ...]) -> tuple[Float[Array, " Q"], ...]:
+    return known(*(side.pooled_variance() for side in sides))
 
 
 def known(*pooled: Float[Array, " Q"]) -> tuple[Float[Array, " Q"], ...]:

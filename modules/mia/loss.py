@@ -14,6 +14,7 @@ from core.types import Evidence
     "LOSS",
     needs_references=False,
     needs_population=False,
+    shared=None,
     min_pairs=0,
     summary="how well the target fits x; one threshold for all records",
     source="Yeom et al. 2018, arXiv 1709.01604",

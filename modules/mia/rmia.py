@@ -43,17 +43,30 @@ def signals(settings: Settings) -> tuple[Signal, ...]:
     return (signal_of(*(settings[key] for key in ("probability", "temperature", "margin", "order"))),)
 
 
+def shared(evidence: Evidence, settings: Settings) -> float:
+    """`a`: as it is set, or tuned or fitted on these points."""
+    if settings["a"] is not None:
+        return settings["a"]
+    (signal,) = signals(settings)
+    names = ("mode", "gamma", "probability", "margin", "queries", "tie_break")
+    options, chosen = _Options.of(*(settings[name] for name in names)), evidence.signal(signal)
+    return fitted_a(_means(chosen, options)) if options.online else tuned_a(chosen, options)
+
+
 @ATTACKS.register(
     "RMIA",
     needs_references=True,
+    needs_in=lambda settings: settings["mode"] == "online",
     needs_population=True,
     signals=signals,
+    shared=shared,
     min_pairs=1,
     summary="share of population points that x beats in a likelihood ratio against reference models",
     source="Zarifzadeh et al. 2024, arXiv 2312.03262",
 )
 def rmia(
     evidence: Evidence,
+    shared_a: float | None = None,
     *,
     mode: Literal["offline", "online"] = "offline",
     a: Annotated[float, Interval(ge=0, le=1)] | None = None,
@@ -70,6 +83,7 @@ def rmia(
     p is the target's probability of the true label; Pr its mean over models that may have trained on the
     point or not. Of z, every reference is an OUT model, and z is treated as x is, in each mode:
 
+    shared_a: the `a` of other points than these (`shared`).
     mode: "offline" assumes mean IN = a (mean OUT) + 1 - a, so Pr = ((1 + a) mean OUT + 1 - a) / 2, for x
         and z. "online" takes Pr(x) = (mean IN + mean OUT) / 2; z has no IN models, so its mean IN comes
         from the same line, with `a` fitted to the references' IN and OUT means of the audited points.
@@ -82,13 +96,15 @@ def rmia(
     tie_break: order points that beat equally many z by the mean log ratio of x; moves a score by at most
         1 / (P + 1), see `share`. Without it, all points above every z tie at 1 and TPR at low FPR collapses.
     """
-    signal = signal_of(probability, temperature, margin, order)
     if not evidence.population.shape[1]:
         raise ValueError("RMIA compares with population points, and there are none: set audit.population_size")
-    options = _Options(gamma, queries, tie_break, margin if probability == "soft_margin" else 0.0, mode == "online")
+    signal = signal_of(probability, temperature, margin, order)
+    options = _Options.of(mode, gamma, probability, margin, queries, tie_break)
     chosen = evidence.signal(signal)
     means = _means(chosen, options)
-    if a is None:
+    if shared_a is not None:
+        a = shared_a
+    elif a is None:
         a = fitted_a(means) if mode == "online" else tuned_a(chosen, options)
     return _score(means, a, options)
 
@@ -100,6 +116,11 @@ class _Options:
     tie_break: bool = True
     margin: float = 0.0  # subtracted from the log-odds: what a margin does to softmax
     online: bool = False
+
+    @classmethod
+    def of(cls, mode: str, gamma: float, probability: str, margin: float, queries: str, tie_break: bool) -> _Options:
+        """From RMIA's settings."""
+        return cls(gamma, queries, tie_break, margin if probability == "soft_margin" else 0.0, mode == "online")
 
 
 @dataclass(frozen=True)

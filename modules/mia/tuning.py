@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from core.types import Evidence
@@ -37,8 +37,15 @@ def rehearsed(
     totals = np.zeros(len(candidates))
     count = 0
     for rehearsal, member in evidence.rehearsals(limit):
+        rehearsal, member = _covered(rehearsal, member)
         if member.any() and not member.all():
             prepared = prepare(rehearsal)
             totals += [auc(score(prepared, candidate), member) for candidate in candidates]
             count += 1
     return candidates[int(np.argmax(totals))] if count else None
+
+
+def _covered(rehearsal: Evidence, member: Bool[Array, " N"]) -> tuple[Evidence, Bool[Array, " n"]]:
+    """The points that have an IN and an OUT reference in this rehearsal: of whole pairs that is all of them."""
+    covered = np.asarray(rehearsal.trained_on.any(axis=0) & ~rehearsal.trained_on.all(axis=0))
+    return (rehearsal, member) if covered.all() else (rehearsal.at(covered), member[covered])

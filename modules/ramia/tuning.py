@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from core.types import Evidence
-from modules.mia.tuning import REHEARSALS
 from modules.ramia.aggregation import Aggregation
-from modules.ramia.evidence import RangeEvidence
+from modules.ramia.scoring import Rehearsed
 
 
 def tuned(
-    evidence: RangeEvidence,
-    attack: Callable[[Evidence], Float[Array, " NK"]],
-    samples: int,
-    candidates: Sequence[Aggregation],
-    limit: int = REHEARSALS,
+    rehearsed: Sequence[Rehearsed], candidates: Sequence[Aggregation]
 ) -> tuple[Aggregation | None, Float[Array, " C"]]:
-    """The candidate with the best mean AUC over ranges in at most `limit` rehearsals, and the AUC of each.
+    """The candidate with the best mean AUC over ranges in the rehearsals, and the AUC of each.
 
-    Each rehearsal attacks the `samples` points of every range with `attack`, as the target is attacked, and
-    aggregates with the very objects that are applied. Of equals, the first. Neither the target nor any twin of a
-    rehearsed reference has a say. None, and NaNs, where nothing can be rehearsed: fewer than two pairs.
+    In each rehearsal a reference was attacked at every sample as the target is, and the scores are aggregated with the
+    very objects that are applied. Of equals, the first. Neither the target nor any twin of a rehearsed reference has
+    a say. None, and NaNs, where nothing could be rehearsed: fewer than two pairs.
     """
     from core.metrics import auc
 
-    found = []
-    for rehearsal, trained_on in evidence.rehearsals(limit):
-        member = trained_on.reshape(-1, samples)[:, 0]
-        if member.any() and not member.all():
-            scores = np.asarray(attack(rehearsal)).reshape(-1, samples)
-            found.append([auc(candidate(scores), member) for candidate in candidates])
+    found = [
+        [auc(candidate(one.scores), one.member) for candidate in candidates]
+        for one in rehearsed
+        if one.member.any() and not one.member.all()
+    ]
     if not found:
         return None, np.full(len(candidates), np.nan)
     aucs = np.mean(found, axis=0)

@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import audit.duci
+import audit.duci_report
 import main
 from audit import pipeline, plots
 from audit.session import prepare
 from core.config import load
 from core.errors import UserError
-from core.registry import MODULES
+from core.registry import DATASETS, MODULES
+from core.types import AuditData, Records
 from modules.duci.answers import Answer
 from modules.duci.usage import usage
 from tests.modules.duci.world import world
@@ -56,11 +57,11 @@ def quick_pictures(monkeypatch):
     monkeypatch.setattr(plots, "svg", lambda figure, name, about: "<svg></svg>")
 
 
-def run(config, *changes):
+def run(config, *changes, folder=None):
     """The DUCI section and the rows of usage.csv."""
     result = pipeline.run(load(config, list(changes)))
     (section,) = [s for s in result.sections if s.name == "duci"]
-    folder = config.parent / "run" / "report" / "duci"
+    folder = (folder or config.parent) / "run" / "report" / "duci"
     with (folder / "usage.csv").open() as file:
         return section, list(csv.DictReader(file)), folder
 
@@ -164,6 +165,74 @@ def test_a_refusal_is_in_words_and_trains_no_synthetic_targets(shared, caplog):
     assert any("no synthetic targets" in record.getMessage() for record in caplog.records)
 
 
+@pytest.fixture
+def owned():
+    """A dataset whose records have an owner and a ward, and one ward that a single record is of."""
+
+    @DATASETS.register("owned")
+    def owned(data_dir, seed) -> AuditData:
+        data = DATASETS["synthetic_tabular"](data_dir, seed, num_records=800, num_features=60, num_classes=10)
+        n = len(data.pool)
+        ward = np.where(np.arange(n) == 17, 9, np.arange(n) % 3)
+        groups = {"owner": np.where(np.arange(n) % 4 == 0, "alice", "bob"), "ward": ward}
+        return replace(data, pool=replace(data.pool, groups=groups))
+
+    return ["data={dataset: owned}", "duci.min_advantage=0", "duci.size=null", "duci.attack=LOSS"]
+
+
+def test_columns_of_the_dataset_name_x_and_its_parts(shared, tmp_path, owned):
+    changes = [*owned, f"run.log_dir={tmp_path / 'run'}", "train.epochs=2", "audit.num_ref_models=1"]
+    parts = "duci.groups={small: {ward: [1, 2], label: [0, 1, 2, 3, 4]}, zeros: 0}"
+    _, rows, _ = run(shared, *changes, "duci.where={owner: bob}", parts, folder=tmp_path)
+    session = prepare(load(shared, changes))
+    i, y, member = np.arange(600), session.data.pool.y, session.plan.member[0]
+    bobs = i % 4 != 0
+    expected = {
+        "all of X": bobs,
+        "small": bobs & np.isin(i % 3, [1, 2]) & (y < 5) & (i != 17),
+        "zeros": bobs & (y == 0),
+    }
+    assert [(r["part"], int(r["records"]), float(r["truth"])) for r in rows] == [
+        (name, mask.sum(), pytest.approx(member[mask].mean())) for name, mask in expected.items()
+    ]
+    _, rows, _ = run(shared, *changes, "duci.groups=ward", folder=tmp_path)
+    assert [r["part"] for r in rows] == ["all of X", "ward 0", "ward 1", "ward 2"]
+    assert sum(int(r["records"]) for r in rows[1:]) == 599
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("duci.where={ownr: bob}", "duci.where: no column is called 'ownr'; did you mean 'owner'?"),
+        ("duci.groups=house", "duci.groups: no column is called 'house'; the pool has: label, owner, ward"),
+        ("duci.where={owner: carol}", "duci.where: the dataset has 0 records: 2 are needed"),
+        ("duci.groups={lone: {ward: 9}}", "duci.groups.lone: 1 records of X have ward in [9]: 2 are needed"),
+    ],
+)
+def test_a_column_or_value_that_is_not_there_is_named(shared, owned, change, message):
+    assert message in mistake(shared, *owned, change)
+
+
+def test_a_column_of_very_many_values_is_not_taken_apart(shared, owned, monkeypatch):
+    monkeypatch.setattr("audit.duci_dataset.MOST_PARTS", 2)
+    assert "duci.groups: ward has 3 values in X, more than 2" in mistake(shared, *owned, "duci.groups=ward")
+
+
+def test_check_counts_the_synthetic_targets(shared, capsys):
+    def counted(*changes):
+        assert main.main(["--cf", str(shared), "--check", "--set", "duci.trials=2", *changes]) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("duci"))
+
+    line = "duci      {} synthetic targets: {} trained, {} to train"
+    run(shared, "duci.proportions=[0.3]", "duci.trials=1")
+    assert counted("duci.proportions=[0.3]") == line.format(2, 1, 1)
+    assert counted("duci.proportions=[0.3, 0.6]") == line.format(4, 1, 3)
+    chosen = ["duci.proportions=[0.3]", "duci.sampling=least_vulnerable"]
+    assert counted(*chosen) == line.format(2, 0, 2)
+    run(shared, *chosen, "duci.trials=1")
+    assert counted(*chosen) == line.format(2, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -195,11 +264,22 @@ def test_mistakes_of_the_block_are_found_when_it_is_read(shared, changes, messag
         (["duci.attack={name: RMIA, gama: 2}"], "duci.attack: RMIA: gama"),
         (["duci.attack={gamma: 2}"], "an attack with settings is"),
         (["duci.records=/nowhere.txt"], "duci.records: /nowhere.txt is no text file of pool indices"),
-        (["duci.groups={none: [77]}"], "duci.groups.none: 0 records of X have a label in [77]"),
+        (["duci.groups={none: [77]}"], "duci.groups.none: 0 records of X have label in [77]"),
     ],
 )
 def test_what_only_the_data_can_tell_is_a_clear_message_before_anything_is_trained(shared, changes, message):
     assert message in mistake(shared, *changes)
+
+
+def test_without_a_population_an_attack_that_compares_with_one_is_refused(shared):
+    @DATASETS.register("alone")
+    def alone(data_dir, seed) -> AuditData:
+        data = DATASETS["synthetic_tabular"](data_dir, seed, num_records=800, num_features=60, num_classes=10)
+        return replace(data, population=Records(data.population.x[:0], data.population.y[:0]))
+
+    message = mistake(shared, "data={dataset: alone}")
+    assert "duci.attack: RMIA (mode=online) compares X with a population disjoint from it, and there is none" in message
+    assert pipeline.prepared(load(shared, ["data={dataset: alone}", "duci.attack=Calibration"]))
 
 
 def test_records_that_are_not_audited_are_named(shared, tmp_path):
@@ -225,12 +305,12 @@ def test_the_figure_shows_what_has_a_value_and_leaves_out_refused_answers():
     target, known, _ = world(0)
     answered = Answer("m", "all of X", 0.4, 0, 500, 0.4, usage(target, known), 0.5, float("nan"), 0.35, 0.7, 0.3)
     refused = replace(answered, usage=usage(target, known, min_advantage=0.9))
-    axes = audit.duci.usage_figure([answered, refused], 0.95).axes[0]
+    axes = audit.duci_report.usage_figure([answered, refused], 0.95).axes[0]
     names = axes.get_legend_handles_labels()[1]
     assert set(names) == {"truth", "Direct aggregation", "MLE on average logits", "DUCI, 95% interval"}
     (points,) = [bars.lines[0] for bars in axes.containers]
     assert points.get_ydata() == [answered.usage.raw]
-    none = audit.duci.usage_figure([refused], 0.95).axes[0]
+    none = audit.duci_report.usage_figure([refused], 0.95).axes[0]
     assert "DUCI, 95% interval" not in none.get_legend_handles_labels()[1]
 
 

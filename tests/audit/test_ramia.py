@@ -1,6 +1,8 @@
 """`ramia:` end to end on small runs: range level everywhere, true memberships, caches, clear mistakes."""
 
 import csv
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,17 @@ import pytest
 import yaml
 
 import audit.ramia
+import audit.ramia_evidence
+import audit.ramia_report
 import main
 from audit import plots
+from audit.pipeline import prepared
+from audit.ramia_evidence import Ranges
+from core.config import load
 from core.metrics import auc
-from core.registry import DATASETS
-from core.types import AuditData, Records
+from core.registry import ATTACKS, DATASETS
+from core.rng import stream
+from core.types import AuditData, Estimate, Evidence, Records, pairs_of
 from modules.ramia.aggregation import Aggregation, trimmed_mean
 
 TINY = """\
@@ -208,9 +216,10 @@ class TestDoubles:
     def test_references_count_as_in_if_they_know_the_double(self, config, monkeypatch):
         """And ranges that no rehearsal could compare are left out, and counted."""
         seen = []
-        monkeypatch.setattr(audit.ramia, "tuned", lambda evidence, *_: (seen.append(evidence), (None, None))[1])
+        score = audit.ramia_evidence.scored
+        monkeypatch.setattr(audit.ramia_evidence, "scored", lambda *given: (seen.append(given[1]), score(*given))[1])
         assert run(config, "data={dataset: doubled}") == 0
-        (evidence,) = seen
+        evidence = seen[0]
         member = np.load(config.parent / "run/models/memberships.npy")
         half = member.shape[1] // 2
         kept = result(config)["ranges"]
@@ -265,9 +274,6 @@ ORIGINAL = {
 
 @pytest.mark.parametrize("name", ORIGINAL)
 def test_the_original_tools_keys_are_understood(config, name):
-    from audit.pipeline import prepared
-    from core.config import load
-
     block, expected = ORIGINAL[name]
     raw = yaml.safe_load(config.read_text()) | {"ramia": block}
     if name == "cifar10":
@@ -276,6 +282,89 @@ def test_the_original_tools_keys_are_understood(config, name):
     checked = load(config)
     (call,) = checked.modules
     assert audit.ramia.setup_of(prepared(checked), **call.settings).range_settings == expected
+
+
+def test_a_column_that_is_not_there_is_named_in_its_own_line(config, capsys):
+    """Names of the dataset's columns work as numbers do; the original tool's key has its own line."""
+    text = config.read_text()
+    start = text.index("  range_function")
+    named = (
+        "  range_function:\n    name: missing_values\n    columns:\n      - item_7\n      - itm_8\n  sample_size: 2\n"
+    )
+    config.write_text(text[:start] + named)
+    line = config.read_text().splitlines().index("      - itm_8") + 1
+    assert run(config) == 2
+    expected = (
+        f"{config.name}:{line}: ramia.range_function.columns.1: there is no column 'itm_8'; did you mean 'item_8'"
+    )
+    assert expected in capsys.readouterr().err
+    config.write_text(config.read_text().replace("itm_8", "item_8"))
+    checked = load(config)
+    ranges = audit.ramia.setup_of(prepared(checked), **checked.modules[0].settings).ranges
+    assert ranges.columns == (7, 8)
+    config.write_text(text[:start] + "  range_function: missing_values\n  num_missing_feats: 61\n  sample_size: 2\n")
+    assert run(config) == 2
+    assert "ramia.num_missing_feats: 61 is more than the 60" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["LiRA", "RMIA"])
+def test_memory_does_not_grow_with_the_ranges_but_for_a_number_a_sample(config, monkeypatch, attack):
+    """Eight references, and a tuned aggregation: the signals alone would be 36 bytes a sample and signal."""
+    samples, references = 10, 8
+
+    def peak(ranges):
+        data = [f"data.num_records={ranges * 4 // 3}", "data.num_features=9", "data.num_classes=2"]
+        block = ["audit.num_ref_models=4", f"ramia.sample_size={samples}", f"ramia.attack={attack}"]
+        checked = load(config, data + block)
+        session = prepared(checked)
+        setup = audit.ramia.setup_of(session, **checked.modules[0].settings)
+        session = replace(session, config=replace(checked, attacks=(setup.base,)))
+        draw = stream(0, "population").standard_normal((references + 1, 1, 200)).astype(np.float32)
+        single = Evidence(draw[0][:, :0], draw[1:, :, :0], np.zeros((references, 0), bool), draw[0], draw[1:])
+        monkeypatch.setattr(audit.ramia_evidence, "evidence", lambda *_: single)
+        monkeypatch.setattr(audit.ramia_evidence, "read", signal_of)
+        seen = Ranges(session, setup, 0, session.plan.member, pairs_of(session.plan.member), np.arange(ranges))
+        tracemalloc.start()
+        found, rehearsed, _ = seen.scores(slice(1, None), rehearsals=4)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.shape == (ranges, samples) and len(rehearsed) == 4
+        return most
+
+    def signal_of(session, setup, model, signal, ranges, columns):
+        noise = stream(0, "signal", int(model), int(ranges[0])).standard_normal((1, len(ranges), samples))
+        return (noise + 2 * session.plan.member[model, ranges][:, None]).astype(np.float32)
+
+    monkeypatch.setattr(audit.ramia_evidence, "EVIDENCE_BYTES", 2**19)
+    few, many = peak(3_000), peak(9_000)
+    grown = (many - few) / (6_000 * samples)
+    assert grown < 1.1 * 8 * (1 + 4)  # a float64 for the target and each rehearsal
+    assert few - 3_000 * samples * grown < 8 * 2**19
+
+
+def test_an_attack_that_does_not_say_what_points_share_is_given_all_of_them(config, monkeypatch):
+    sizes = []
+
+    @ATTACKS.register("centred", needs_references=False, needs_population=False, min_pairs=0)
+    def centred(evidence):
+        sizes.append(evidence.target.shape[1])
+        return evidence.target.mean(axis=0) - evidence.target.mean()
+
+    monkeypatch.setattr(audit.ramia_evidence, "EVIDENCE_BYTES", 100)
+    assert run(config, "ramia.attack=centred", "audit.algorithm=LOSS", "train.epochs=1") == 0
+    assert set(sizes) == {180 * 5, 180}
+
+
+def test_means_over_targets_count_a_pair_of_twins_once():
+    estimates = [Estimate(v, v - 0.1, v + 0.2) for v in (0.6, 0.7, 0.8, -0.3)]
+    one = audit.ramia_report.mean_of(estimates[2:3], [5])
+    assert one == estimates[2]
+    pair = audit.ramia_report.mean_of(estimates[:2], [7, 7])
+    assert (pair.value, pair.low, pair.high) == pytest.approx((0.65, 0.5, 0.8))
+    several = audit.ramia_report.mean_of(estimates, [0, 0, 1, 1])
+    t, half = 12.706, abs(0.65 - 0.25) / 2  # Student's with one degree of freedom, and the standard error
+    assert (several.value, several.high) == pytest.approx((0.45, min(1, 0.45 + t * half)), abs=1e-3)
 
 
 GEOMETRIC = "ramia.range_function={name: geometric, transformations: [rotate]}"

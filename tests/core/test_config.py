@@ -185,3 +185,19 @@ def test_a_plugin_adds_an_attack_with_its_settings(write):
         assert len(lines) == 2
     finally:
         del ATTACKS["test-plugin"]
+
+
+def test_an_old_file_that_names_speedyresnet_gets_its_trainer(write):
+    """The keys are those of the original tool, whose speedyresnet ignored them; here they count."""
+    train = "model_name: speedyresnet\n  optimizer: SGD\n  weight_decay: 0\n  device: auto"
+    config = load(write(GOOD.replace("model_name: mlp", train)))
+    assert (config.trainer.name, config.model.name) == ("speedyresnet", "speedyresnet")
+    settings = config.trainer.settings
+    assert (settings["epochs"], settings["batch_size"], settings["learning_rate"]) == (3, 32, 0.1)
+    assert load(write(GOOD.replace("mlp", "speedyresnet\n  trainer: sgd"))).trainer.name == "sgd"
+
+
+def test_a_trainer_of_one_model_refuses_others_at_its_line(write):
+    bad = mistakes(write(GOOD.replace("model_name: mlp", "model_name: mlp\n  trainer: speedyresnet")))
+    why = "speedyresnet trains speedyresnet only, train.model_name is mlp: leave train.trainer out"
+    assert bad == [f"c.yaml:7: train.trainer: {why}"]

@@ -725,3 +725,27 @@ def test_intervals_over_models_cover_other_models_and_intervals_over_records_do_
         over_records.append(auc_interval(*worlds[0]))
     assert 1 - at_most(0.05, runs) <= covered(over_models, truth) <= at_most(0.95, runs)
     assert covered(over_records, truth) < 0.65
+
+
+@pytest.mark.parametrize("correlation", [0.9, -0.5])
+@pytest.mark.parametrize("models", [4, 5, 16])
+def test_intervals_over_pairs_hold_where_twins_resemble_or_oppose_each_other(models, correlation):
+    """5 models: two pairs and one without its twin. Taking twins as independent errs, either way."""
+    runs, pairs = 2000, np.arange(models) // 2
+    draw = stream(0, "twins", models, str(correlation))
+    first, other = draw.standard_normal((2, runs, (models + 1) // 2))
+    second = correlation * first + np.sqrt(1 - correlation**2) * other
+    worlds = 0.7 + 0.02 * np.stack([first, second], axis=2).reshape(runs, -1)[:, :models]
+    held = covered([across_models(world, pairs) for world in worlds], 0.7)
+    assert abs(held - 0.95) < (0.015 if models % 2 == 0 else 0.03)
+    independent = covered([across_models(world) for world in worlds], 0.7)
+    assert independent < 0.9 if correlation > 0 else independent > 0.975
+
+
+def test_a_pair_counts_once_whichever_of_its_models_come_first():
+    values = np.array([0.6, 0.7, 0.9])
+    found = across_models(values, np.array([3, 3, 0]))
+    expected = across_models(np.array([0.65, 0.9]))
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    again = across_models(values[::-1].copy(), np.array([0, 3, 3]))
+    assert (again.low, again.high) == pytest.approx((found.low, found.high))

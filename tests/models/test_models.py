@@ -197,3 +197,38 @@ def test_building_leaves_the_global_generators_alone():
 def test_importing_models_and_trainers_imports_no_torch():
     code = "import sys, models, trainers; assert not {'torch', 'torchvision', 'timm', 'sklearn'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_speedyresnet_is_the_published_airbench94_net_and_starts_as_the_identity():
+    model = build("speedyresnet", (3, 32, 32), 10)
+    # 9 (24 64 + 64² + 64 256 + 256² + 2 256²) weights in six convolutions, 10 x 256 of the head, biases.
+    filters = 9 * (24 * 64 + 64**2 + 64 * 256 + 3 * 256**2)
+    assert sum(p.numel() for p in model.parameters()) == filters + 2560 + 24 + 2 * (64 + 256 + 256)
+    x = torch.randn(2, 64, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.group2.conv1(x)[:, :64], x)
+    pooled = [model.whiten, model.group1, model.group2, model.group3]
+    sides, image = [], torch.zeros(2, 3, 32, 32)
+    for layer in pooled:
+        image = layer(image)
+        sides.append(image.shape[2])
+    assert sides == [31, 15, 7, 3]
+
+
+def test_speedyresnet_keeps_its_whitening_filter_with_the_weights_and_does_not_train_it():
+    model = build("speedyresnet", (2, 9, 9), 4, widths=(4, 4, 4))
+    assert "whiten.weight" in model.state_dict()
+    assert {"whiten.weight"}.isdisjoint(dict(model.named_parameters()))
+    filters = model.whiten.weight.flatten(1)
+    torch.testing.assert_close(filters[:8] @ filters[:8].T, torch.eye(8))
+    assert torch.equal(filters[8:], -filters[:8])
+
+
+def test_speedyresnet_normalises_without_weights_and_scales_its_logits():
+    model = build("speedyresnet", (1, 8, 8), 4, widths=(4, 4, 4), norm_momentum=0.7, output_scale=0.25)
+    norm, x = model.group1.norm1, torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert [name for name, _ in norm.named_parameters()] == ["bias"]
+    mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
+    torch.testing.assert_close(norm(x), (x - mean) / (variance + norm.eps).sqrt())
+    torch.testing.assert_close(norm.running_mean, 0.3 * mean.flatten())
+    pooled = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model.scale(model.head(pooled)), 0.25 * pooled @ model.head.weight.T)

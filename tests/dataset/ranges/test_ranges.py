@@ -1,6 +1,7 @@
 """Range functions sample what they say, refuse what they cannot, and know which records lie inside."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.stats import chisquare, kstest
 
 from core.rng import stream
 from core.types import AuditData, Records
-from dataset.ranges import RANGES, bound
+from dataset.ranges import RANGES, SettingError, bound
 from dataset.ranges.geometric import TRANSFORMATIONS
 from dataset.ranges.missing_values import ENUMERATED
 from dataset.ranges.truth import others_inside
@@ -238,6 +239,19 @@ def test_columns_are_the_last_n_or_those_listed():
     assert make(data, {"name": "missing_values", "columns": [4, 1]}).columns == (4, 1)
 
 
+def test_columns_have_their_datasets_names():
+    data = replace(features(BITS), feature_names=("age", "sex", *"cdefghij", "income", "income_2"))
+    assert make(data, {"name": "missing_values", "columns": ["income", 3, "age"]}).columns == (10, 3, 0)
+    for columns, message, place in (
+        (["age", "incom"], "there is no column 'incom'; did you mean 'income'", "columns.1"),
+        (["zip"], "there is no column 'zip'; there are: age, sex, c, d", "columns.0"),
+        (["age", "c", 0], "0 and age are the same column", "columns.2"),
+    ):
+        with pytest.raises(SettingError, match=message) as caught:
+            make(data, {"name": "missing_values", "columns": columns})
+        assert caught.value.key == place
+
+
 def frequencies(ranges, center, count=6000):
     """How often each filling is the first sample."""
     columns = list(ranges.columns)
@@ -305,9 +319,10 @@ def test_records_that_agree_in_the_known_columns_are_inside():
     [
         ({"columns": 0}, "columns should be greater than or equal to 1"),
         ({"columns": [12]}, "there is no column 12; they are numbered 0 to 11"),
-        ({"columns": 13}, "there is no column -1"),
+        ({"columns": 13}, "13 is more than the 12 that there are"),
         ({"columns": [2, 2]}, "listed twice"),
-        ({"columns": ["age"]}, "columns.*should be a valid integer"),
+        ({"columns": [-1]}, "there is no column -1"),
+        ({"columns": ["age"]}, "there is no column 'age': the columns of this dataset have no names"),
         ({"columns": 12}, "all 12 are unknown"),
         ({}, "columns is missing"),
         ({"columns": 3, "imputation": "categorical", "col_ranges": [[0, 1], [0, 1]]}, "2 ranges for 3 unknown columns"),
@@ -342,5 +357,7 @@ def test_others_inside_counts_what_a_double_loop_counts(block, monkeypatch):
     for m, i, j in product(range(5), range(25), range(40)):
         near = np.linalg.norm(centers[i].astype(float) - x[j]) <= 1.3
         naive[m, i] += near and member[m, j] and j != points[i] and pool.y[j] == pool.y[points[i]]
-    found = others_inside(ball, centers, points, pool, member)
+    found = others_inside(
+        ball, lambda of: Records(centers[np.searchsorted(points, of)], pool.y[of]), points, pool, member
+    )
     assert np.array_equal(found, naive) and naive.max() > 1

@@ -213,3 +213,16 @@ def test_a_transposed_table_is_rejected_by_its_shape():
             evidence.population,
             evidence.population_references,
         )
+
+
+@every_attack
+def test_points_are_scored_in_blocks_as_they_are_all_at_once(name, given):
+    """A score depends on its point, and on what the attack says is `shared` by all points: None, if nothing is."""
+    evidence, _ = gaussian_world(19, 60, 3, queries=2, population=50)
+    settings = ATTACKS.bind(name, given)
+    evidence = with_signals(evidence, ATTACKS.fact(name, "signals", lambda settings: ())(settings))
+    assert "shared" in ATTACKS.facts[name], f"{name} does not say what its points share"
+    of_all = ATTACKS.fact(name, "shared")
+    given_to_all = (of_all(evidence, settings),) if of_all else ()
+    parts = [ATTACKS[name](columns(evidence, np.arange(60) // 20 == k), *given_to_all, **settings) for k in range(3)]
+    assert np.array_equal(np.concatenate(parts), ATTACKS[name](evidence, **settings))

@@ -7,17 +7,63 @@ import numpy as np
 import pytest
 
 from core.metrics import auc
+from core.registry import ATTACKS
 from core.rng import stream
 from core.types import Evidence
 from modules.mia.lira import lira
 from modules.mia.rmia import rmia
+from modules.mia.tuning import REHEARSALS
 from modules.ramia.aggregation import Aggregation, grid
 from modules.ramia.evidence import decidable
-from modules.ramia.tuning import tuned
+from modules.ramia.scoring import PointAttack, scored
+from modules.ramia.tuning import tuned as tuned_on
 from tests.modules.ramia.worlds import ranges_world
 
 SAMPLES = 6
 LEAKS = {"one sample": (3.0,), "decay": tuple(2 * 0.7 ** np.arange(SAMPLES)), "all alike": (0.7,) * SAMPLES}
+
+
+def tuned(evidence, attack, samples, candidates):
+    """All ranges at once."""
+    at_once = PointAttack(lambda seen, _: attack(seen), lambda seen: None)
+    return tuned_on(
+        scored([evidence], evidence, at_once, (evidence.target.shape[1] // samples, samples), REHEARSALS)[1], candidates
+    )
+
+
+@pytest.mark.parametrize("name", ["LiRA", "BaVarIA", "RMIA", "BASE", "LOSS"])
+def test_blocks_give_the_scores_of_all_ranges_at_once(name):
+    """For the target and in every rehearsal, whatever the division; and what is shared is found on some ranges only."""
+    evidence, _ = ranges_world(n=50)
+    settings, fact = ATTACKS.bind(name, {}), ATTACKS.fact(name, "shared")
+    evidence = replace(evidence, also={"log_odds_T2": evidence})  # BASE's signal
+
+    def score(seen, shared):
+        return ATTACKS[name](seen, *([shared] if fact else []), **settings)
+
+    attack = PointAttack(score, lambda seen: fact(seen, settings) if fact else None)
+    whole, rehearsed = scored([evidence], evidence, attack, (50, SAMPLES), REHEARSALS, attack.shared(evidence))
+    assert np.array_equal(whole.ravel(), ATTACKS[name](evidence, **settings))
+    assert len(rehearsed) == REHEARSALS
+    for one, (rehearsal, trained_on) in zip(rehearsed, evidence.rehearsals(REHEARSALS), strict=True):
+        assert np.array_equal(one.scores.ravel(), ATTACKS[name](rehearsal, **settings))
+        assert np.array_equal(one.member, trained_on[::SAMPLES])
+    parts = (part_of(evidence, slice(start, start + 7)) for start in range(0, 50, 7))
+    again, rehearsed_again = scored(parts, evidence, attack, (50, SAMPLES), REHEARSALS, attack.shared(evidence))
+    assert np.array_equal(again, whole)
+    for a, b in zip(rehearsed, rehearsed_again, strict=True):
+        assert np.array_equal(a.scores, b.scores) and np.array_equal(a.member, b.member)
+
+
+def part_of(evidence, ranges):
+    samples = slice(ranges.start * SAMPLES, ranges.stop * SAMPLES)
+    return replace(
+        evidence,
+        target=evidence.target[:, samples],
+        references=evidence.references[:, :, samples],
+        trained_on=evidence.trained_on[:, samples],
+        also={name: part_of(also, ranges) for name, also in evidence.also.items()},
+    )
 
 
 @pytest.mark.parametrize("leak", LEAKS.values(), ids=LEAKS)
