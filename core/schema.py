@@ -62,7 +62,7 @@ def schema() -> Schema:
         "title": "An audit by Privacy Meter",
         "type": "object",
         "properties": properties,
-        "required": ["run", "audit"],
+        "required": ["run"],  # an audit of scores needs no more
         "additionalProperties": False,
         "$defs": dict(sorted(shared.items())),
     }
