@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from audit.results import Check, TargetResult
 from audit.session import Session
+from core.config import TRAINED
 from core.metrics import cross_fitted_auc
 from core.types import AuditData
 from modules.checks.blind import FEWEST, Blind, stratified_folds, surface
@@ -17,6 +19,24 @@ log = logging.getLogger(__name__)
 
 WORDS = 20_000  # the most frequent words and pairs of words of a bag
 GRID = 8  # images are averaged to this many pixels a side
+
+
+def wanted(session: Session) -> bool:
+    """Whether the baseline runs: as the config says, else where the members were given and not drawn by us."""
+    if session.given is not None:
+        return False  # there are no records to look at
+    asked = session.config.audit.blind_baseline
+    return session.config.origin.name != TRAINED if asked is None else asked
+
+
+def checks(targets: Sequence[TargetResult]) -> list[Check]:
+    """What the baseline says of the strongest attack on each target, the worst first; none where it did not run."""
+    told = [(t.blind, t.attacks[int(np.argmax([a.summary.auc.value for a in t.attacks]))]) for t in targets if t.blind]
+    if not told:
+        return []
+    seen, attack = max(told, key=lambda one: (one[0].explains(one[1].summary.auc), one[0].auc.value))
+    finding = seen.in_words(attack.attack, attack.summary.auc)
+    return [Check("blind baseline", "look" if seen.tells else "fine", finding)]
 
 
 def baseline(session: Session, target: int) -> Blind | None:

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Interval
 
-from audit.dp_audit_runs import GRADIENTS, Arm, Run, black_box, white_box
+from audit.dp_audit_runs import GRADIENTS, Arm, Run, black_box, models_of, white_box
 from audit.dp_audit_setup import MECHANISMS, Claim, Setup, Training, check_model, setup_of
-from audit.results import Section, TargetResult
+from audit.results import More, Section, TargetResult
 from audit.session import Session
 from core.registry import MODULES
 from dataset.canaries import membership
@@ -62,7 +62,15 @@ def check(session: Session, **settings: Any) -> None:
         check_model(session, setup)
 
 
-@MODULES.register("dp_audit", summary="how much privacy is there at most? A lower bound on epsilon", check=check)
+def more(session: Session, **settings: Any) -> tuple[More, ...]:
+    """The models of each arm, as `--check` counts them."""
+    setup = setup_of(session, **settings)
+    return tuple(one for arm in setup.arms if arm.mechanism is None for one in models_of(session, arm, setup.canaries))
+
+
+@MODULES.register(
+    "dp_audit", summary="how much privacy is there at most? A lower bound on epsilon", check=check, more=more
+)
 def dp_audit(
     session: Session,
     targets: tuple[TargetResult, ...],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,15 @@ def canaries_of(session: Session, kind: str, count: int) -> CanaryData:
     return with_canaries(session.data, kind, count, session.stream("dp_audit", "canaries", kind))
 
 
+def is_made(session: Session, count: int) -> bool:
+    """Whether the adversarial canaries are there."""
+    return rundir.is_made(_kept(session), _stamp(session, count))
+
+
+def _kept(session: Session) -> Path:
+    return session.folder / "dp_audit" / "canaries_adversarial.npz"
+
+
 def check_adversarial(session: Session, count: int) -> None:
     """UserError where there is nothing to optimise."""
     if session.data.is_text:
@@ -46,7 +56,7 @@ def _adversarial(session: Session, count: int) -> Records:
     Nothing in them depends on any model's members, nor on the pool (after Nasr et al. 2021, Section 4). Kept, so
     that a second run finds the same ones whatever the device.
     """
-    path, stamp = session.folder / "dp_audit" / "canaries_adversarial.npz", _stamp(session, count)
+    path, stamp = _kept(session), _stamp(session, count)
     if not rundir.is_made(path, stamp):
         x, y, loss = _optimised(session, count)
         rundir.make(path, stamp, lambda file: np.savez(file, x=x, y=y), loss=loss)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from audit import training
-from audit.dp_audit_canaries import canaries_of
+from audit.dp_audit_canaries import ADVERSARIAL, canaries_of, is_made
+from audit.results import More
 from audit.session import Session, device_of
 from audit.signals import compute_missing, evidence
 from core import rundir
@@ -143,6 +145,20 @@ def with_references(target: Evidence, references: list[Evidence]) -> Evidence:
     )
 
 
+def models_of(session: Session, arm: Arm, count: int) -> list[More]:
+    """What an arm trains, without making anything."""
+    runs, what = session.config.run.num_experiments, f"{arm.training} with {arm.kind} canaries"
+    if arm.kind in GRADIENTS:
+        here = replace(session, name=f"dp_audit/{arm.name}")
+        done = sum(rundir.is_made(*_scores(here, arm, t, _coins(here, t, count))) for t in range(runs))
+        return [More(what, runs, runs - done, keeps_weights=False, signals=count)]
+    if arm.kind == ADVERSARIAL and not is_made(session, count):  # the canaries themselves need a model first
+        return [More(what, runs + arm.references + 1, runs + arm.references + 1, signals=count)]
+    both = [models for models in sessions(session, arm, count) if models.plan.targets]
+    to_train = sum(len(training.missing_models(models)) for models in both)
+    return [More(what, runs + arm.references, to_train, signals=count)]
+
+
 # --- white box: gradients as canaries ----------------------------------------------------------------------------
 
 
@@ -156,8 +172,8 @@ def white_box(session: Session, arm: Arm, count: int) -> list[Run]:
     population = Resident.of(data.population, data.mean, data.std, device)
     runs = []
     for t in progress(list(range(session.config.run.num_experiments)), f"training with {arm.kind} canaries"):
-        member = membership(0, count, here.stream("membership", t))
-        path, stamp = here.folder / "scores" / f"scores_{t}.npy", _stamp(here, arm, t, member)
+        member = _coins(here, t, count)
+        path, stamp = _scores(here, arm, t, member)
         if not rundir.is_made(path, stamp):
             scores, facts = _trained(here, arm, t, member, pool, population)
             rundir.make(path, stamp, lambda file, scores=scores: np.save(file, scores, allow_pickle=False), **facts)
@@ -165,6 +181,15 @@ def white_box(session: Session, arm: Arm, count: int) -> list[Run]:
         assert made is not None
         runs.append(Run(np.load(path, allow_pickle=False), member, made["facts"]))
     return runs
+
+
+def _coins(here: Session, t: int, count: int) -> Bool[Array, " m"]:
+    return membership(0, count, here.stream("membership", t))
+
+
+def _scores(here: Session, arm: Arm, t: int, member: Bool[Array, " m"]) -> tuple[Path, dict[str, Any]]:
+    """Where the scores of a run are kept, and their stamp."""
+    return here.folder / "scores" / f"scores_{t}.npy", _stamp(here, arm, t, member)
 
 
 def _stamp(here: Session, arm: Arm, t: int, member: Bool[Array, " m"]) -> dict[str, Any]:

@@ -261,7 +261,8 @@ def dp_trainer(config: Config, given: Mapping[str, Any], delta: float, public_si
     except ValidationError as error:
         first = error.errors()[0]
         raise config.error(
-            ".".join(map(str, ("dp_audit", "dp_sgd", *first["loc"][:1]))), f"{first['msg']}, got {first['input']!r}"
+            ".".join(map(str, ("dp_audit", "dp_sgd", *first["loc"][:1]))),
+            f"{first['msg'].removeprefix('Input ')}, got {first['input']!r}",
         ) from None
     except UserError as error:
         raise config.error("dp_audit.dp_sgd", str(error)) from None

@@ -44,6 +44,8 @@ REFERENCE_ATTACK = {"name": "Calibration", "on": "loss"}  # the paper's, for lan
 
 def check(session: Session, **settings: Any) -> None:
     """Raises UserError, at its line, for what this audit cannot be done with."""
+    if session.given is not None and settings["proportions"]:
+        raise session.config.error("duci.proportions", "models would be trained, and signals were given: leave it out")
     task = Task.of(session, settings)
     for proportion in task.proportions:
         _memberships(task, proportion, np.zeros(len(task.x)))

@@ -29,6 +29,7 @@ from core.types import AuditData, Plan, Records
 
 log = logging.getLogger(__name__)
 
+ANY_DATA = ("files", "original_pickle")  # datasets that hold whatever they are given
 RECIPE = ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay", "epsilon", "delta")  # kept as told
 
 
@@ -76,6 +77,7 @@ def models(
     config = replace(config, model=_architecture(config, name, factory, given))
     session = prepare(replace(config, origin=Call(TRAINED, {})))
     rows = given.rows(session.data.pool)
+    session = replace(session, population=_outsiders(member, session))
     original = any(path.suffix == ".pkl" for path in given.files)
     data = _normalised(config, session.data, mean, std, original=original)
     plan, config = _plan(config, rows)
@@ -135,7 +137,7 @@ def _of_folder(config: Config, folder: Path, anywhere: bool) -> _Models:
         raise wrong(f"{path}: models of several kinds: {_listed(names)}. Put those of one kind into a folder")
     assert config.dataset
     own = config.dataset.name
-    if datasets - {own, "None"} and own in DATASETS and datasets <= DATASETS.keys():
+    if own not in ANY_DATA and datasets - {own, "None"} and own in DATASETS and datasets <= DATASETS.keys():
         raise config.error("data.dataset", f"{own}, and the models of {inner} were trained on {_listed(datasets)}")
 
     def rows(pool: Records) -> Bool[Array, "M D"]:
@@ -203,7 +205,7 @@ def _membership(member: str, pool: Records, count: int) -> Bool[Array, "M D"]:
         if column not in pool.groups:
             there = ", ".join(sorted(pool.groups)) or "none"
             raise UserError(f"the data have no column {column!r}; there are: {there}")
-        return _shaped(np.asarray(pool.groups[column]), pool, count, f"column {column}")
+        return _shaped(_truth(np.asarray(pool.groups[column])), pool, count, f"column {column}")
     path = Path(member)
     if path.suffix == ".npy":
         return _shaped(read_array(path), pool, count, member)
@@ -215,6 +217,27 @@ def _membership(member: str, pool: Records, count: int) -> Bool[Array, "M D"]:
     if path.suffix in (".txt", ".csv"):
         return _shaped(_positions(path, pool), pool, count, member)
     raise UserError(f"{member!r} is no .npy, .npz, .txt or .csv file, and no column:name")
+
+
+TRUTHS = {"true": 1, "1": 1, "yes": 1, "member": 1, "false": 0, "0": 0, "no": 0, "non-member": 0, "nonmember": 0}
+
+
+def _truth(column: np.ndarray) -> np.ndarray:
+    """A column of a file that says true and false in words, as 1 and 0; any other as it is."""
+    if column.dtype.kind not in "UO":
+        return column
+    said = [TRUTHS.get(str(entry).strip().casefold()) for entry in column]
+    return column if None in said else np.array(said, dtype=np.int64)
+
+
+def _outsiders(member: str | None, session: Session) -> np.ndarray:
+    """The population points that the same column does not call members: those may be drawn from the same file."""
+    kind, _, column = (member or "").partition(":")
+    groups = session.data.population.groups
+    if kind != "column" or column not in groups:
+        return session.population
+    told = _truth(np.asarray(groups[column]))[session.population]
+    return session.population[told != 1] if told.dtype.kind in "biuf" else session.population
 
 
 def _positions(path: Path, pool: Records) -> np.ndarray:

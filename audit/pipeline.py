@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from audit import available, runtime, text_signals
+from audit import available, blind, heat_map, runtime, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
 from audit.risk import assess
 from audit.screening import screen
 from audit.session import Session, device_of, make_reproducible, prepare
-from audit.signals import compute_missing, evidence, missing_signals, signals_of
+from audit.signals import compute_missing, evidence, missing_signals, signals_of, wanted_of
 from audit.training import missing_models, model_rows, train_missing
 from core import rundir
 from core.config import TRAINED, Call, Config
@@ -64,7 +64,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
             compute_missing(session, audit_device)
         with _timed("run attacks", timings):
             targets = tuple(audit_target(session, target) for target in progress(session.plan.targets, "attacking"))
-        sections = []
+        sections = heat_map.sections(session, targets, partial(evidence, session))
         for call in config.modules:
             with _timed(f"audit {call.name}", timings), waiting(f"audit {call.name}"):
                 sections.append(MODULES[call.name](session, targets, **call.settings))
@@ -74,6 +74,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
             screening = screen(session, targets, tuple(model_rows(session)), seen, risk.order)
+        checks = (*blind.checks(targets), *checks)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
         result = _result(session, targets, sections, checks, risk, screening, timings, where)
@@ -113,7 +114,8 @@ def audit_target(session: Session, target: int) -> TargetResult:
         results.append(AttackResult(label, call.settings, scores, roc(scores, member), summary, notes, seconds))
         low, high = summary.auc.low, summary.auc.high
         log.info("target %d  %-14s AUC %.4f [%.4f, %.4f]  %.2f s", target, label, summary.auc.value, low, high, seconds)
-    return TargetResult(target, member, tuple(results))
+    told = blind.baseline(session, target) if blind.wanted(session) else None
+    return TargetResult(target, member, tuple(results), told)
 
 
 def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tuple[str, ...], float]:
@@ -154,6 +156,7 @@ def _check_attacks(session: Session) -> None:
             )
         if ATTACKS.fact(call.name, "needs_labels") and session.data.is_text:
             raise config.error("audit.algorithm", f"{call.name} reads class labels, and texts have none")
+    heat_map.check(session)
     if session.data.is_text and session.given is None:
         text_signals.check(session, signals_of(config.attacks))
 
@@ -227,7 +230,7 @@ def check(config: Config) -> str:
     )
     base = size(network.parameters()) - weights
     points = len(session.points) + len(session.population)
-    signals = 4 * points * config.audit.queries * len(signals_of(config.attacks))
+    signals = 4 * points * config.audit.queries * len(wanted_of(config))
     more = [
         (call.name, one)
         for call in config.modules

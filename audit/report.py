@@ -332,12 +332,15 @@ def terminal_table(result: AuditResult) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, pad_edge=False)
     table.title_justify = table.caption_justify = "left"
     table.add_column("Attack", overflow="fold")
-    for header in ("AUC", f"{ranked[0].level:.0%} interval", *(f"TPR at {share(fpr)} FPR" for fpr in shown)):
+    blind = ranked[0].blind
+    baseline = [f"{auc_text(blind.value)} ({auc_interval(blind.interval)})"] if blind else []
+    headers = ["AUC", f"{ranked[0].level:.0%} interval", *(f"TPR at {share(fpr)} FPR" for fpr in shown)]
+    for header in [*headers, *(["Blind baseline" for _ in baseline])]:
         table.add_column(header, justify="right", no_wrap=True)
     for row in ranked:
         points = {point.nominal_fpr: point for point in row.at_fpr}
         tprs = [rate(points[f].tpr.value) if f in points and points[f].resolvable else "n/r" for f in shown]
-        table.add_row(Text(row.attack), auc_text(row.auc.value), auc_interval(row.auc.interval), *tprs)
+        table.add_row(Text(row.attack), auc_text(row.auc.value), auc_interval(row.auc.interval), *tprs, *baseline)
     return table
 
 

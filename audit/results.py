@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray as Array
 
 from core.types import Estimate, Roc, Settings, Summary
+from modules.checks.blind import Blind
 from modules.risk.records import Named
 
 
@@ -34,6 +35,7 @@ class TargetResult:
     target: int  # model id
     member: Bool[Array, " N"]
     attacks: tuple[AttackResult, ...]  # in the order of audit.algorithm; the same in every target
+    blind: Blind | None = None  # what can be told of this membership without the model
     records: Mapping[str, Shaped[Array, " N"]] | None = None  # columns of its records; those of the whole audit if None
 
 

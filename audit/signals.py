@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audit import text_signals
+from audit import heat_map, text_signals
 from audit.session import Session
 from audit.training import facts, load_model
 from audit.workers import Lost, run_units
 from core import rundir
-from core.config import Call
+from core.config import Call, Config
 from core.errors import UserError
 from core.log import progress
 from core.registry import ATTACKS
@@ -48,6 +48,12 @@ def signals_of(attacks: Sequence[Call]) -> tuple[Signal, ...]:
     return tuple(wanted)
 
 
+def wanted_of(config: Config) -> tuple[Signal, ...]:
+    """The signals that a run reads: its attacks', and those that its report shows."""
+    shown = (heat_map.LOG_P,) if config.audit.token_heat_map else ()
+    return tuple(dict.fromkeys((*signals_of(config.attacks), *shown)))
+
+
 def missing_signals(session: Session) -> dict[int, list[Wanted]]:
     """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
     missing: dict[int, list[Wanted]] = {}
@@ -55,7 +61,7 @@ def missing_signals(session: Session) -> dict[int, list[Wanted]]:
         return missing
     for model in session.plan.models:
         for where in ("points", "population"):
-            for signal in signals_of(session.config.attacks):
+            for signal in wanted_of(session.config):
                 wanted = Wanted(model, where, signal)
                 if asked(session, wanted) and not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
                     missing.setdefault(model, []).append(wanted)
@@ -98,7 +104,7 @@ def compute_missing(session: Session, device: torch.device) -> None:
         log.info("signals: all there")
         return
     start = time.perf_counter()
-    text_signals.make_neighbours(session, signals_of(session.config.attacks), device)
+    text_signals.make_neighbours(session, wanted_of(session.config), device)
     units = run_units(list(missing.values()), partial(_asker, session), device, session.config.run.workers)
     for files, failure in progress(units, "querying models", total=len(missing)):
         if isinstance(failure, Lost):
@@ -155,7 +161,7 @@ def _columns(
 
 def evidence(session: Session, target: int) -> Evidence:
     """What an attacker may see of `target`: read from the signal files, the target's own membership left out."""
-    first, *others = signals_of(session.config.attacks)
+    first, *others = wanted_of(session.config)
     also = {signal.name: _evidence(session, target, signal) for signal in others}
     seen = _evidence(session, target, first, also)
     return replace(seen, text=text_signals.text(session)) if session.data.is_text else seen

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,12 +67,15 @@ class AttackAverage:
     at_fpr: tuple[AveragePoint, ...]
     certified_fpr: float  # largest of any target
     seconds: float  # over all targets
+    blind: Average | None = None  # the blind baseline's AUC, the same beside every attack
 
 
 def averages(result: AuditResult) -> tuple[AttackAverage, ...]:
     """Every attack averaged over the target models, in the order of audit.algorithm."""
     by_attack = zip(*(target.attacks for target in result.targets), strict=True)
-    return tuple(_average_attack(order, attacks) for order, attacks in enumerate(by_attack))
+    found = [_average_attack(order, attacks) for order, attacks in enumerate(by_attack)]
+    blind = [target.blind.auc for target in result.targets if target.blind]
+    return tuple(replace(row, blind=_average(blind, row.level)) if blind else row for row in found)
 
 
 def by_strength(rows: Sequence[AttackAverage]) -> list[AttackAverage]:
@@ -224,6 +227,8 @@ def _average_cells(row: AttackAverage) -> Iterator[tuple[str, Any]]:
         yield f"achieved_fpr_{name}", point.fpr.value
         yield f"resolvable_{name}", point.resolvable
     yield "certified_fpr", row.certified_fpr
+    if row.blind:
+        yield from _estimate("blind_baseline_auc", row.blind.interval)
 
 
 def _spread(name: str, average: Average) -> Iterator[tuple[str, float]]:
@@ -237,7 +242,8 @@ def _spread(name: str, average: Average) -> Iterator[tuple[str, float]]:
 
 def target_rows(target: TargetResult) -> list[Row]:
     """Rows of exp/attack_result_<t>.csv: everything in each attack's Summary."""
-    return [dict(_target_cells(target.target, attack)) for attack in target.attacks]
+    blind = dict(_estimate("blind_baseline_auc", target.blind.auc)) if target.blind else {}
+    return [dict(_target_cells(target.target, attack)) | blind for attack in target.attacks]
 
 
 def _target_cells(target: int, attack: AttackResult) -> Iterator[tuple[str, Any]]:

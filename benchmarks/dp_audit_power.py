@@ -11,6 +11,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def trained(m: int, mu: float, *, steps: int = 4, seed: int = 0) -> Draw:
     from trainers.dp_accounting import Mechanism
     from trainers.resident import Resident
 
-    data = DATASETS["digits"](None, 0, **DATASETS.bind("digits", {}))
+    data = DATASETS["digits"](Path("."), 0, **DATASETS.bind("digits", {}))
     pool = Resident.of(data.pool, data.mean, data.std, "cpu")
     mechanism = Mechanism(1.0, steps, math.sqrt(steps) / mu, 1.0)
 

@@ -1,6 +1,6 @@
 """Training many small models: ours on the cores there are, against a plain DataLoader loop.
 
-python -m benchmarks.training [--full] [--accuracy] [--profile] [--only NAME] [--seconds cpu]
+python -m benchmarks.training [--full] [--profile] [--only NAME] [--seconds cpu]
 
 Two peers, written here: `strict` trains one model after another on one thread, with a DataLoader without workers and
 without any evaluation; `shipped` is the same with four loader workers and a test pass after every epoch, as the
@@ -8,7 +8,6 @@ original tool runs it. Images are decoded as torchvision's datasets do: PIL, ToT
 model in each round and its seconds are multiplied by M: it trains one after another, so nothing else could come out.
 Ours are M models on worker processes of one thread each; starting them and putting the data in place counts.
 
---accuracy compares the mean test accuracy and the attacks' AUC with the plain loop's (minutes).
 --profile shows where a step's time goes, by operation. --seconds cpu: CPU seconds of one process, ours too.
 """
 
@@ -243,7 +242,6 @@ def profile(cases: list[Case]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="M = 1, 4, 16, 64 for every network")
-    parser.add_argument("--accuracy", action="store_true", help="accuracy and AUC, not time")
     parser.add_argument("--profile", action="store_true", help="where the time goes")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--seconds", choices=("wall", "cpu"), default="wall", help="cpu: of one process on each side")
@@ -261,12 +259,7 @@ def main() -> None:
         profile([case for case, _ in cases])
         return
     header(*PACKAGES)
-    if options.accuracy:
-        from benchmarks.training_accuracy import compare as compare_accuracy
-
-        rows = compare_accuracy()
-    else:
-        rows = compare(cases, options.seconds, options.rounds)
+    rows = compare(cases, options.seconds, options.rounds)
     print(last_line(rows, *PACKAGES))
 
 

@@ -20,6 +20,7 @@ from core.errors import UserError
 from core.gate import Gate
 from core.mistakes import Mistakes, Path_, Source, override, unknown_key, walk
 from core.registry import ATTACKS, DATASETS, MODELS, MODULES, SOURCES, TRAINERS, Registry
+from core.safe_yaml import parse, read_text, shown
 
 TRAINED = "train"  # the source that is no block of its own: this tool trains everything
 
@@ -104,6 +105,14 @@ class Audit(Block):
     device: str = Field("auto", description="where models are queried; as train.device")
     privacy_game: Literal["privacy_loss_model"] = Field(
         "privacy_loss_model", description="membership of a record in the training set of a fixed model"
+    )
+    blind_baseline: bool | None = Field(
+        None,
+        description="print beside each attack the AUC of classifiers that see the records and never the model; if left "
+        "out, where the members were given and not drawn by lot by this tool",
+    )
+    token_heat_map: NonNegativeInt = Field(
+        0, description="of texts: how many of the most exposed records the report shows, coloured token by token"
     )
     redact: bool = Field(False, description="name records in the report by their ids only, without their contents")
     report_log: str = Field("report", description="folder of the report within run.log_dir", pattern=r"^[\w.-]+$")
@@ -192,21 +201,13 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
 
     Raises UserError with one line per mistake, all of them, in the order of the file.
     """
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); shipped ones are in configs/") from None
+    text = read_text(file)
     mistakes = Mistakes()
     places: dict[Path_, str] = {}
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    node, raw = parse(text, str(file))
     if not isinstance(raw, dict):
-        raise UserError(f"{file}:1: should hold the blocks {', '.join(BLOCKS)}, got {raw!r}")
+        raise UserError(f"{file}:1: should hold the blocks {', '.join(BLOCKS)}, got {shown(raw)}")
+    raw = {str(key): value for key, value in raw.items()}
     for path, line, duplicate in walk(node):
         places[path] = f"{file}:{line}"
         if duplicate:
@@ -343,7 +344,7 @@ def _mapping(name: str, raw: Mapping[str, Any], mistakes: Mistakes) -> dict[str,
     if values is None:
         values = {}
     elif not isinstance(values, dict):
-        mistakes.append(((name,), f"should be a block of keys, got {values!r}"))
+        mistakes.append(((name,), f"should be a block of keys, got {shown(values)}"))
         values = {}
     return {str(key): value for key, value in values.items()}
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from core.errors import UserError
+from core.safe_yaml import parse, shown
 
 Path_ = tuple[str | int, ...]
 
@@ -42,7 +43,7 @@ class Mistakes(list[tuple[Path_, str]]):
             else:
                 loc = tuple(part for part in item["loc"] if part in known or isinstance(part, int))
                 message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
-                self.append(((*path, *loc), f"{message}, got {item['input']!r}"))
+                self.append(((*path, *loc), f"{message}, got {shown(item['input'])}"))
 
     def raise_if_any(self, source: Source) -> None:
         lines = {f"{source.place(path)}: {_dotted(path)}: {message}": source.place(path) for path, message in self}
@@ -73,14 +74,12 @@ def override(raw: dict, given: str, places: dict[Path_, str]) -> None:
     *parents, last = (int(part) if part.isdigit() else part for part in key.strip().split("."))
     block: Any = raw
     try:
-        new_value = yaml.safe_load(value)
+        _, new_value = parse(value, f"--set {given}")
         for part in parents:
             if isinstance(block, dict) and block.get(part) is None:
                 block[part] = {}
             block = block[part]
         block[last] = new_value
-    except yaml.YAMLError:
-        raise UserError(f"--set {given}: the value is not valid YAML") from None
     except (TypeError, KeyError, IndexError):
         raise UserError(f"--set {given}: there is no block {'.'.join(map(str, parents))!r} to set it in") from None
     here = (*parents, last)
@@ -91,7 +90,7 @@ def override(raw: dict, given: str, places: dict[Path_, str]) -> None:
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The message for a key that is not known, with what may have been meant."""
-    known = sorted(known)
+    known, key = sorted(known), key[:100]
     near = get_close_matches(key, known, n=2)
     if near:
         return f"unknown key; did you mean {' or '.join(map(repr, near))}?"

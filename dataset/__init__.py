@@ -3,6 +3,6 @@
 One line per family, so that a dataset can be found with grep. Nothing heavy is imported before it is asked for.
 """
 
-from dataset import bundled, cifar, purchase_texas, synthetic, tables, text
+from dataset import bundled, cifar, original, purchase_texas, synthetic, tables, text
 
-__all__ = ["bundled", "cifar", "purchase_texas", "synthetic", "tables", "text"]
+__all__ = ["bundled", "cifar", "original", "purchase_texas", "synthetic", "tables", "text"]

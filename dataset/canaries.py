@@ -51,7 +51,7 @@ def check_kind(data: AuditData, kind: str) -> None:
     of = CANARIES.fact(kind, "of", ("records",))
     if ("texts" if data.is_text else "records") not in of:
         others = [name for name in CANARIES if "texts" in CANARIES.fact(name, "of", ())]
-        way_out = f"use one of {', '.join(others)}" if data.is_text else "it is for texts"
+        way_out = f"use one of {', '.join(others)}" if data.is_text else "they are texts"
         raise UserError(f"{kind} canaries cannot be made of this dataset: {way_out}")
 
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 BLOCK = 1 << 20
+UNPACKED, SMALL = 500, 1 << 28  # an archive may unpack to 500 times its size, or to 256 MB
 WITHOUT = "python main.py --cf configs/quickstart.yaml"  # needs no download
 
 
@@ -140,10 +141,13 @@ def read_members(archive: Path, readers: Mapping[str, Callable[[io.BufferedReade
     Raises UserError: the archive is damaged, lacks one of the files, or holds anything but plain files and
     folders below the one it is unpacked in (a link, a device, `../x`, `/x`): then it is not what it claims to be.
     """
-    found = {}
+    found, room = {}, max(UNPACKED * archive.stat().st_size, SMALL)
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
+                room -= member.size
+                if room < 0:
+                    raise UserError(f"{archive} is refused: it claims to unpack to more than {UNPACKED} times its size")
                 name = PurePosixPath(member.name)
                 if not (member.isreg() or member.isdir()) or name.is_absolute() or ".." in name.parts:
                     raise UserError(f"{archive} is refused: {member.name!r} in it would reach outside its folder")

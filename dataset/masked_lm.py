@@ -155,8 +155,10 @@ def load(name: str, device: Any = "cpu") -> MaskedLM:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        network, info = AutoModelForMaskedLM.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        network, info = AutoModelForMaskedLM.from_pretrained(
+            name, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

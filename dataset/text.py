@@ -14,7 +14,7 @@ from core.errors import UserError, WrongSetting
 from core.registry import DATASETS
 from core.types import AuditData
 from dataset.splits import divide
-from dataset.text_files import Table, agnews_files, read_table, records_of, resolve
+from dataset.text_files import Table, agnews_files, labels_of, read_table, records_of, resolve
 
 Fraction = Annotated[float, Interval(gt=0, lt=1)]
 
@@ -143,7 +143,7 @@ Columns = tuple[str, str | None, str | None, tuple[str, ...]]
 
 
 def _divided(table: Table, columns: Columns, seed: int, fraction: float) -> AuditData:
-    records, _ = records_of(table, *columns)
+    records = records_of(table, *columns, labels=labels_of(columns[1], table))
     try:
         pool, population = divide(len(records), seed, fraction)
     except UserError as error:
@@ -152,6 +152,6 @@ def _divided(table: Table, columns: Columns, seed: int, fraction: float) -> Audi
 
 
 def _official(pool: Table, population: Table, columns: Columns) -> AuditData:
-    records, labels = records_of(pool, *columns)
-    others, _ = records_of(population, *columns, labels=labels)
-    return AuditData(records, others, num_classes=0)
+    labels = labels_of(columns[1], pool, population)
+    parts = [records_of(table, *columns, labels=labels) for table in (pool, population)]
+    return AuditData(*parts, num_classes=0)

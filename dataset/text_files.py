@@ -148,11 +148,11 @@ def records_of(
     id_column: str | None,
     group_columns: Sequence[str],
     *,
-    labels: Sequence[Any] | None = None,
-) -> tuple[Records, Sequence[Any]]:
-    """The table's records, not tokenised yet, and its labels in the order of their numbers.
+    labels: Sequence[str] = (),
+) -> Records:
+    """The table's records, not tokenised yet.
 
-    labels: those of another table, which these share.
+    labels: what its labels may be, in the order of their numbers; see `labels_of`.
     """
     texts = table.column(text_column, "data.text_column")
     bad = next((row for row, text in enumerate(texts) if not isinstance(text, str | None)), None)
@@ -161,12 +161,8 @@ def records_of(
         raise WrongSetting("data.text_column", f"{table.source}: row {bad} of {text_column!r} is no text but {what}")
     y, groups = np.zeros(len(table), np.int64), {}
     if label_column is not None:
-        column = list(map(str, table.column(label_column, "data.label_column")))
-        labels = labels if labels is not None else sorted(set(column), key=lambda label: (len(label), label))
         number = {label: i for i, label in enumerate(labels)}
-        if unknown := next((label for label in column if label not in number), None):
-            raise WrongSetting("data.label_column", f"{table.source} has the label {unknown!r}, the pool has not")
-        y = np.array([number[label] for label in column], dtype=np.int64)
+        y = np.array([number[str(label)] for label in table.column(label_column, "data.label_column")], np.int64)
     for name in group_columns:
         groups[name] = np.array(list(map(str, table.column(name, "data.group_columns"))))
     ids = (
@@ -177,7 +173,13 @@ def records_of(
     plain = tuple(text or "" for text in texts)
     _warn_of_copies(plain, table.source)
     empty, none = np.zeros((len(table), 0), np.int32), np.zeros(len(table), np.int64)
-    return Records(empty, y, none, plain, ids, groups), labels or ()
+    return Records(empty, y, none, plain, ids, groups)
+
+
+def labels_of(column: str | None, *tables: Table) -> list[str]:
+    """The labels that occur in any of the tables, numbers in their order."""
+    found = {str(label) for table in tables if column for label in table.column(column, "data.label_column")}
+    return sorted(found, key=lambda label: (len(label) if label.isdigit() else 0, label))
 
 
 def _warn_of_copies(texts: Sequence[str], source: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,3 +33,29 @@ def texts(seed: int = 0, count: int = 12, longest: int = 30, vocabulary: int = 4
     x = draw.integers(0, vocabulary, (count, longest)).astype(np.int32)
     x[np.arange(longest)[None] >= lengths[:, None]] = padding
     return Records(x, np.zeros(count, dtype=np.int64), lengths=lengths.astype(np.int64))
+
+
+def tiny_bert(path: Path, words: Sequence[str]) -> Path:
+    """A BERT of two layers with random weights, whose vocabulary holds whole words and pieces of them."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    entries = [*special, *words, *letters, *(f"##{c}" for c in letters), ",", ";", ".", "!", "'", "-", "##ing"]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(entries)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", model_max_length=64, **names)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        network = BertForMaskedLM(BertConfig(vocab_size=len(entries), max_position_embeddings=64, **sizes))
+    network.save_pretrained(path)
+    fast.save_pretrained(path)
+    return path

@@ -233,6 +233,27 @@ FAULTS = [
         SPEEDY,
     ),
     Fault("Muon: weights that grow", "trainers/muon.py", "p.mul_(len(p) ** 0.5 / p.norm())", "p.mul_(1)", SPEEDY),
+    Fault(
+        "the best of all step-wise ranges instead of a walk",
+        "modules/dp_audit/stepwise.py",
+        "return (bound, j) if bound > floor else (floor, last)",
+        "floor = max(floor, bound)",
+        "tests/modules/dp_audit/test_stepwise.py",
+    ),
+    Fault(
+        "ghost norms without the bias",
+        "trainers/dp_ghost.py",
+        "total = total + g.sum(1).square().sum(1)",
+        "total = total + 0",
+        "tests/trainers/test_dp_ghost.py",
+    ),
+    Fault(
+        "padding counted as text in DP-SGD",
+        "trainers/dp_loop.py",
+        "losses(logits, ids[None], length[None])",
+        "losses(logits, ids[None], length[None] * 0 + len(ids))",
+        "tests/trainers/test_dp_text.py",
+    ),
 ]
 
 

@@ -28,7 +28,8 @@ def logits(
 
     The model moves to the data's device and stays in evaluation mode: a record's logits are its own.
     """
-    model.to(data.device).eval()
+    layout = torch.channels_last if data.is_image and data.device.type != "mps" else torch.contiguous_format
+    model.to(data.device, memory_format=layout).eval()
     chosen = torch.arange(len(data)) if index is None else torch.as_tensor(index, dtype=torch.int64)
     for batch in chosen.to(data.device).split(batch_size):
         yield batch, _answers(model, data, batch, queries)
@@ -81,7 +82,9 @@ def signal_columns(logits: torch.Tensor, labels: torch.Tensor, signals: Sequence
     if logits.shape[1] < 2:
         raise ValueError(f"the confidence of a label needs at least 2 classes, got {logits.shape[1]}")
     z, label = logits.double(), labels[:, None]
-    return torch.stack([_signal(z / signal.temperature, label, signal).float() for signal in signals])
+    return torch.stack(
+        [_signal(z if signal.temperature == 1 else z / signal.temperature, label, signal).float() for signal in signals]
+    )
 
 
 def _signal(u: torch.Tensor, label: torch.Tensor, signal: Signal) -> torch.Tensor:

@@ -22,7 +22,7 @@ from trainers import loop
 from trainers.resident import Resident
 from trainers.text import losses
 from trainers.text_batches import Buckets, grouped
-from trainers.transformer_loop import BETAS, EPSILON, Diverged, Recipe, fitting
+from trainers.transformer_loop import BETAS, EPSILON, Diverged, Recipe, checkpointed, fitting
 
 ALIGNED = 16  # floats: matrices that start at multiples of it are multiplied alike wherever they lie
 
@@ -45,7 +45,8 @@ def _plain(model: Any) -> bool:
     adapter = model.active_adapter
     dropping = [m for name, m in model.named_modules() if isinstance(m, nn.Dropout) and "lora_dropout" not in name]
     config = model.config.to_dict() if hasattr(model.config, "to_dict") else {}
-    rates = [value for key, value in config.items() if ("dropout" in key or "pdrop" in key) and value]
+    # Attention drops out without a module; summaries and classifiers are parts that a causal model does not run.
+    rates = [rate for key, rate in config.items() if "drop" in key and not key.startswith(("summary", "classifier"))]
     return (
         bool(layers)
         and all(
@@ -55,7 +56,7 @@ def _plain(model: Any) -> bool:
             for layer in layers
         )
         and own == {id(p) for p in model.parameters() if p.requires_grad}
-        and not rates
+        and not any(rates)
         and not any(module.p for module in dropping)
     )
 
@@ -146,7 +147,7 @@ def _train(
     network, stack = _stacked(models, masks)
     autocast = loop.autocast(recipe.precision, device)
     if recipe.checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpointed(network, True)
         network.train()
     rates = [recipe.rates(buckets.steps(member, recipe.batch_size)) for member in members]
     for epoch in range(recipe.epochs):
@@ -174,7 +175,7 @@ def _train(
                     logits = network(input_ids=ids).logits
                 each = losses(logits, ids, data.lengths[rows]).sum(1).view(count, -1)
                 loss = each * torch.as_tensor(weight[:, part], device=device)
-                loss.sum().backward()
+                stack.gather(torch.autograd.grad(loss.sum(), stack.parameters))
                 totals += loss.detach().sum(1)
             due = [slot in plan.ends for plan in plans]
             if any(due):
@@ -214,12 +215,13 @@ def _parts(layer: Any) -> tuple[nn.ModuleDict, nn.ModuleDict]:
 
 @dataclass
 class Stack:
-    """The adapters of G models as the rows of `values` (G, n), their gradients, and AdamW on them."""
+    """The adapters of G models as the rows of `values` (G, n), their gradients `grads`, and AdamW on them."""
 
     of_models: list[list[nn.Parameter]]
     values: torch.Tensor
     grads: torch.Tensor
-    parameters: list[nn.Parameter]  # (G, ...) each: views of `values`, with gradients that are views of `grads`
+    parameters: list[nn.Parameter]  # (G, ...) each: views of `values`
+    gradients: list[torch.Tensor]  # of each, views of `grads`
     mean: torch.Tensor
     square: torch.Tensor
     steps: list[int]
@@ -229,16 +231,21 @@ class Stack:
         sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in of_models[0]]
         values = torch.zeros(len(of_models), sum(sizes), device=of_models[0][0].device)
         grads = torch.zeros_like(values)
-        parameters = []
+        parameters, gradients = [], []
         for place, of_one in zip(np.cumsum([0, *sizes]).tolist(), zip(*of_models, strict=True), strict=False):
             like = of_one[0]
             view, grad = (tensor[:, place : place + like.numel()].view(-1, *like.shape) for tensor in (values, grads))
             with torch.no_grad():
                 view.copy_(torch.stack([p.detach() for p in of_one]))
             parameters.append(nn.Parameter(view))
-            parameters[-1].grad = grad
+            gradients.append(grad)
         moments = torch.zeros_like(values), torch.zeros_like(values)
-        return cls(of_models, values, grads, parameters, *moments, [0] * len(of_models))
+        return cls(of_models, values, grads, parameters, gradients, *moments, [0] * len(of_models))
+
+    @torch.no_grad()
+    def gather(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Add these gradients of the parameters to those that are waiting for a step."""
+        torch._foreach_add_(self.gradients, list(gradients))
 
     @torch.no_grad()
     def step(self, due: list[bool], rates: list[float], clip_norm: float | None, weight_decay: float) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,8 +117,9 @@ def _train(
     optimizer = _adamw(parameters, recipe.weight_decay)
     autocast = loop.autocast(recipe.precision, data.device)
     model.train()
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # ty: ignore
     if recipe.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpointed(inner, True)
     with loop.seeded(rng, data.device):
         for epoch, rates in enumerate(recipe.rates(buckets.steps(member, recipe.batch_size))):
             batches = buckets.batches(member, rng, recipe.batch_size)
@@ -143,7 +146,17 @@ def _train(
             if not (total + norms.sum()).isfinite():
                 raise Diverged(number, epoch + 1)
     if recipe.checkpointing:
-        model.gradient_checkpointing_disable()
+        checkpointed(inner, False)
+
+
+def checkpointed(network: Any, on: bool) -> None:
+    """Whether activations are computed again for the gradient, instead of kept."""
+    with warnings.catch_warnings():  # their newer names are not in every version that has these
+        warnings.simplefilter("ignore", FutureWarning)
+        if on:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            network.gradient_checkpointing_disable()
 
 
 def _adamw(parameters: list[torch.nn.Parameter], weight_decay: float) -> torch.optim.AdamW:

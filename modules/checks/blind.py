@@ -40,7 +40,7 @@ class Blind:
         found = f"{self.auc.value:.3f} ({self.auc.low:.3f} to {self.auc.high:.3f})"
         seen = f"A classifier that saw only the {self.of} of the records, never the model, reaches an AUC of {found}"
         if not self.tells:
-            return f"{seen}: members and non-members look alike without the model, so what {name} finds is the model's."
+            return f"{seen}: not measurably better than guessing, so it does not explain what {name} finds."
         if self.explains(attack):
             return (
                 f"{seen}. {name} does no better, with {attack.value:.3f}: the blind baseline explains the result, "

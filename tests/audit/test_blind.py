@@ -125,7 +125,7 @@ ATTACK = Estimate(0.80, 0.75, 0.85)
 @pytest.mark.parametrize(
     ("auc_", "says"),
     [
-        (Estimate(0.51, 0.45, 0.57), "look alike without the model"),
+        (Estimate(0.51, 0.45, 0.57), "it does not explain what LOSS finds"),
         (Estimate(0.82, 0.76, 0.88), "the blind baseline explains the result"),
         (Estimate(0.60, 0.55, 0.65), "only what is beyond the baseline"),
     ],

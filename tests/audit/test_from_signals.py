@@ -224,6 +224,19 @@ def test_points_without_a_reference_stop_the_attacks_that_need_one_or_are_left_o
     assert dropped.points.tolist() == np.flatnonzero(out.any(axis=0)).tolist() and 0 not in dropped.points
 
 
+def test_duci_estimates_the_used_share_of_given_pairs_and_trains_nothing(tmp_path, capsys):
+    draw = stream(2, "duci")
+    halves = [draw.permutation(N) < N // 2 for _ in range(4)]
+    member = np.array([half if twin == 0 else ~half for half in halves for twin in (0, 1)])
+    z, population = draw.normal(size=(8, N)) + 3 * member, draw.normal(size=(8, P))
+    np.savez(tmp_path / "z.npz", signals=z, membership=member, population=population)
+    path = write(tmp_path, {"file": tmp_path / "z.npz", "kind": "log_odds"}, {"algorithm": "LOSS"})
+    assert main.main(["--cf", str(path), "--set", "duci={}"]) == 0
+    assert "in truth 50.0%" in capsys.readouterr().out
+    assert main.main(["--cf", str(path), "--set", "duci={proportions: [0.5], size: 20}"]) == 2
+    assert "duci.proportions: models would be trained, and signals were given" in capsys.readouterr().err
+
+
 # --- mistakes --------------------------------------------------------------------------------------------------
 
 

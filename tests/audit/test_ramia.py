@@ -271,12 +271,11 @@ def test_models_from_elsewhere_are_asked_about_the_same_samples(config):
 
 
 TEXT = """\
-run: {log_dir: LOG, random_seed: 7}
+run: {log_dir: LOG, random_seed: 7, workers: 1}
 data: {dataset: text_file, file: FILE}
-train: {model_name: {name: gpt2_tiny, width: 16, layers: 1, heads: 1}, learning_rate: 0.01, batch_size: 8, epochs: 8}
+train: {model_name: {name: gpt2_tiny, width: 32, layers: 1, heads: 1}, learning_rate: 0.01, batch_size: 8, epochs: 25}
 audit: {algorithm: [LOSS], num_ref_models: 2}
-ramia:
-  {range_function: word_replace, mask_model: population, num_masks: 3, sample_size: 4, center: perturbed, attack: LiRA}
+ramia: {range_function: word_replace, mask_model: population, num_masks: 2, sample_size: 4, attack: LiRA}
 duci: {size: 20, min_advantage: 0}
 """
 
@@ -290,7 +289,7 @@ def test_ranges_of_texts_are_told(config, capsys):
     file.write_text("\n".join(lines))
     config.write_text(TEXT.replace("LOG", str(config.parent / "run")).replace("FILE", str(file)))
     assert run(config) == 0
-    assert row(config)["range_function"] == "texts with up to 3 words replaced, drawn from the population's words"
+    assert row(config)["range_function"] == "texts with up to 2 words replaced, drawn from the population's words"
     assert float(row(config)["auc_ramia_low"]) > 0.5 and result(config)["sample_scores"].shape == (45, 4)
     with (config.parent / "run/report/duci/usage.csv").open() as file:
         (first,) = csv.DictReader(file)

@@ -10,6 +10,7 @@ from core.errors import UserError
 from core.rng import stream
 from dataset import masked_lm
 from dataset.masked_lm import WORD
+from tests.language import tiny_bert
 
 WORDS = ["red", "green", "blue", "cat", "dog", "bird", "sees", "hears", "the", "a", "old", "new", "Paris", "Rome"]
 TEXTS = [
@@ -22,30 +23,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A BERT of two layers with random weights, whose vocabulary holds whole words and pieces of them."""
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
-
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    entries = [*special, *WORDS, *letters, *(f"##{c}" for c in letters), ",", ";", ".", "!", "'", "-", "##ing"]
-    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(entries)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", model_max_length=64, **names)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-        network = BertForMaskedLM(BertConfig(vocab_size=len(entries), max_position_embeddings=64, **sizes))
-    path = tmp_path_factory.mktemp("bert")
-    network.save_pretrained(path)
-    fast.save_pretrained(path)
-    return path
+    return tiny_bert(tmp_path_factory.mktemp("bert"), WORDS)
 
 
 @pytest.fixture(scope="module")

@@ -171,6 +171,22 @@ def test_f_dp_shows_more_than_one_run_on_the_gaussian_mechanism():
     assert medians["gaussian"] == pytest.approx(2.46, abs=0.15)
 
 
+@pytest.mark.slow
+def test_f_dp_shows_more_than_one_run_of_a_training_with_dirac_canaries():
+    """DP-SGD itself, in full batches: mu = 1 and so ε = 4.377 exactly."""
+    from benchmarks.dp_audit_power import trained
+
+    draw = trained(2000, 1.0)
+    for trial in range(2):
+        scores, member = draw(trial)
+        found = {
+            estimator: one_run(estimator, StepWise())(scores, member, stream(0, "trained", trial), 1e-5)
+            for estimator in ("one_run", "f_dp", "gaussian")
+        }
+        assert 1.2 < found["one_run"] < found["gaussian"] < 4.3772 and found["gaussian"] > 1.3 * found["one_run"]
+        assert found["f_dp"] == pytest.approx(found["one_run"], abs=0.1)
+
+
 def test_the_default_number_of_guesses_is_near_the_best_one():
     rng = stream(0, "default")
     for m, mu in ((200, 1.0), (1000, 1.0), (5000, 0.5), (5000, 2.0)):
