@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from core.config import ALWAYS, BLOCKS, TRAINED, block_of
 from core.gate import MEASURE
@@ -62,7 +62,7 @@ def schema() -> Schema:
         "title": "An audit by Privacy Meter",
         "type": "object",
         "properties": properties,
-        "required": ["run", "audit"],
+        "required": ["run"],  # an audit of scores needs no more
         "additionalProperties": False,
         "$defs": dict(sorted(shared.items())),
     }
@@ -88,6 +88,11 @@ def _settings(registry: Registry, name: str, shared: Schema) -> Schema:
     for key, said in documented(registry[name]).items():
         if key in found.get("properties", {}):
             found["properties"][key]["description"] = said
+    for key, field in registry.schema(name).model_fields.items():
+        if any(isinstance(one, BeforeValidator) for one in field.metadata):  # other spellings are understood, too
+            written = found["properties"][key]
+            kept = {k: written.pop(k) for k in [*written] if k not in ("default", "description", "title")}
+            written["anyOf"] = [kept, {"type": "string"}]
     if registry in (DATASETS, TRAINERS, MODELS) and registry.schema(name).model_config.get("extra") == "allow":
         found["additionalProperties"] = True
     return found
