@@ -152,25 +152,25 @@ def _display() -> Iterator[Any]:
         yield _bar
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
 
-    columns = (
-        TextColumn("          {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
+    class Far(ProgressColumn):
+        """`3/33  0:00:12  ETA 0:02:01`, without what is not known."""
+
+        def render(self, task: Task) -> Text:
+            count = f"{task.completed:g}/{task.total:g}  " if task.total else ""
+            eta = f"  ETA {_clock(task.time_remaining)}" if task.time_remaining else ""
+            return Text(f"{count}{_clock(task.elapsed or 0.0)}{eta}")
+
+    columns = (TextColumn("          {task.description}"), BarColumn(), Far())
     with Progress(*columns, console=Console(stderr=True), transient=True) as _bar:
         try:
             yield _bar
         finally:
             _bar = None
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -254,6 +254,27 @@ FAULTS = [
         "losses(logits, ids[None], length[None] * 0 + len(ids))",
         "tests/trainers/test_dp_text.py",
     ),
+    Fault(
+        "before and after exchanged in compare",
+        "audit/compare.py",
+        "paired_auc_difference(b, a, member",
+        "paired_auc_difference(a, b, member",
+        "tests/audit/test_commands.py",
+    ),
+    Fault(
+        "a gate that fails on a limit within the interval",
+        "audit/gate.py",
+        "found.low > limit, found",
+        "found.high > limit, found",
+        "tests/audit/test_commands.py",
+    ),
+    Fault(
+        "a report that trains what is missing",
+        "audit/pipeline.py",
+        "rundir.making(not only_report)",
+        "rundir.making(True)",
+        "tests/audit/test_commands.py",
+    ),
 ]
 
 

@@ -12,6 +12,8 @@ import main
 from audit import plots
 from tests.audit.test_pipeline import TINY
 
+pytestmark = pytest.mark.slow  # four small runs
+
 GATE = "gate: {max: {auc: 1.0}, attack: any}\n"
 
 
