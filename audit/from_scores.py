@@ -226,7 +226,7 @@ def _measured(config: Config, table: Scored, number: int) -> TargetResult:
         log.info("target%s  %-14s AUC %.4f [%.4f, %.4f]", named, name, summary.auc.value, low, high)
     named = {"target": np.full(len(rows), table.targets[number])} if table.targets[number] else {}
     columns = {"index": rows, **named, **{name: column[rows] for name, column in table.known.items()}}
-    return TargetResult(number, member, tuple(results), columns)
+    return TargetResult(number, member, tuple(results), records=columns)
 
 
 def _about(settings: Mapping[str, Any], table: Scored) -> dict[str, str]:

@@ -55,8 +55,8 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
         *(session.dataset, len(session.data.pool), len(session.data.population), len(session.points)),
         *(train_device, audit_device),
     )
+    missing_models(session)  # refuses a run directory of other settings before anything is written
     with rundir.lock(config.run.log_dir), kept(config.run.log_dir / "run.log"), rundir.making(not only_report):
-        missing_models(session)  # refuses a run directory of other settings before anything is written
         where = runtime.begin(config, train_device, only_report)
         with _timed("train models", timings):
             train_missing(session, train_device)

@@ -71,9 +71,12 @@ WORD = re.compile(r"[^\W\d_]+")
 LINK = re.compile(r"https?://|www\.|\S+@\S+\.\w+")
 
 
+SURFACE = 16  # numbers that `surface` counts
+
+
 def surface(texts: Sequence[str]) -> Float[Array, "N F"]:
     """What is countable about texts without reading them: lengths, numbers, years, dates, kinds of letters."""
-    return np.array([_surface(text) for text in texts], dtype=np.float64).reshape(len(texts), -1)
+    return np.array([_surface(text) for text in texts], dtype=np.float64).reshape(len(texts), SURFACE)
 
 
 def _surface(text: str) -> list[float]:

@@ -230,7 +230,7 @@ def test_signals_from_elsewhere_are_answered_about_as_models_of_ones_own(tmp_pat
     assert float(first["raw_low"]) < 0.3 < float(first["raw_high"]) and abs(float(first["raw"]) - 0.3) < 0.15
     assert "Not checked" in section.html
     path, _ = imported(tmp_path, proportions=[0, 1])
-    assert "duci.proportions: synthetic targets are trained here" in mistake(path)
+    assert "duci.proportions: models would be trained, and signals were given" in mistake(path)
     path, _ = imported(tmp_path, attack="RMIA")
     assert "duci.attack: RMIA compares X with a population disjoint from it, and there is none left" in mistake(path)
 

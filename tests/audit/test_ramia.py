@@ -353,7 +353,10 @@ def test_the_original_tools_keys_are_understood(config, name):
     if name == "cifar10":
         raw["data"] = {"dataset": "digits"}
     if name == "agnews":
-        raw |= {"data": {"dataset": "docstrings", "num_records": 60}, "train": {"model_name": "gpt2_tiny"}}
+        raw |= {
+            "data": {"dataset": "docstrings", "num_records": 60},
+            "train": {"model_name": "gpt2_tiny", "epochs": 1, "learning_rate": 1e-3},
+        }
     config.write_text(yaml.safe_dump(raw))
     checked = load(config)
     (call,) = checked.modules

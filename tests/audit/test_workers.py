@@ -169,7 +169,7 @@ def test_workers_end_with_their_parent_and_take_unfinished_files_away(tmp_path, 
     pids = [int(parent.stdout.readline()) for _ in range(2)]
     assert parent.pid not in pids and len(list(tmp_path.iterdir())) == 2
     parent.send_signal(how)
-    parent.wait(30)
+    parent.wait(120)
     parent.stdout.close()
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in pids):
