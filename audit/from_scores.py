@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 
+from audit import runtime
 from audit.bounds_on_scores import DpBound, bounds_section, check_bound
 from audit.results import AttackResult, AuditResult, TargetResult
-from audit.session import environment
 from core import rundir
 from core.config import Config
 from core.errors import UserError
+from core.log import kept
 from core.metrics import NOMINAL_FPRS, roc, summarise
 from core.registry import SOURCES
 from core.tables import INDEX, Columns, as_member, as_text, column_of, read_table
@@ -41,8 +42,11 @@ class Scored:
     known: Mapping[str, Shaped[Array, " rows"]]  # id, label, groups
 
 
-def run(config: Config) -> AuditResult:
-    """Measure the scores and write the report. Raises UserError for a table that cannot be used, and writes nothing."""
+def run(config: Config, *, only_report: bool = False) -> AuditResult:
+    """Measure the scores and write the report. Raises UserError for a table that cannot be used, and writes nothing.
+
+    only_report: of a finished run; its report is written anew, with its own environment and times.
+    """
     from audit.report import write_report
 
     start = time.perf_counter()
@@ -51,10 +55,8 @@ def run(config: Config) -> AuditResult:
     settings = config.origin.settings
     table = _table(config, settings)
     targets = tuple(_measured(config, table, number) for number in range(len(table.targets)))
-    with rundir.lock(config.run.log_dir):
-        rundir.write_text(config.run.log_dir / "config.yaml", config.source.text)
-        where = environment(None)
-        rundir.write_json(config.run.log_dir / "environment.json", where)
+    with rundir.lock(config.run.log_dir), kept(config.run.log_dir / "run.log"):
+        where = runtime.begin(config, None, only_report)
         sections = () if settings["dp"] is None else (bounds_section(config, settings["dp"], targets, table.targets),)
         for section in sections:
             log.info("%s", section.verdict)
@@ -75,7 +77,8 @@ def run(config: Config) -> AuditResult:
             about=_about(settings, table),
             redacted=config.audit.redact,
         )
-        write_report(result, config.report_dir)
+        result = runtime.end(result, config, only_report)
+        write_report(result, config.report_dir, log_times=not only_report)
     return result
 
 

@@ -39,7 +39,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
     only_report: all must be done; the report is written anew, with the times and the environment of the run itself.
     """
     if config.origin.name != TRAINED and (own := SOURCES.fact(config.origin.name, "run")):
-        return own(config)
+        return own(config, only_report=only_report)
     timings: list[tuple[str, float]] = []
     make_reproducible(config.run.threads)
     train_device, audit_device = device_of(config, "train"), device_of(config, "audit")

@@ -221,7 +221,9 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
     blocks = [*BLOCKS, *ALWAYS, *MODULES, *(block_of(name) for name in SOURCES)]
     for key in raw:
         if key not in blocks:
-            mistakes.append(((key,), unknown_key(str(key), blocks)))
+            inside = [repr(f"{name}.{key}") for name, block in BLOCKS.items() if key in block.model_fields]
+            meant = f"unknown key; did you mean {' or '.join(inside)}?" if inside else unknown_key(str(key), blocks)
+            mistakes.append(((key,), meant))
     run = _block("run", raw, mistakes)
     audit = _block("audit", raw, mistakes)
     origin = _origin(raw, mistakes)

@@ -136,6 +136,11 @@ def test_set_overrides_before_validation(write):
     assert mistakes(path, "train.epochs.deep=1")[0].startswith("--set train.epochs.deep=1")
 
 
+def test_a_key_outside_of_its_block_is_told_where_it_belongs(write):
+    (line,) = mistakes(write(GOOD), "random_seed=1")
+    assert line == "--set random_seed=1: random_seed: unknown key; did you mean 'run.random_seed'?"
+
+
 def test_scientific_notation_is_a_number(write):
     assert load(write(GOOD), ["train.learning_rate=1e-3"]).trainer.settings["learning_rate"] == 1e-3
 
