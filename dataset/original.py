@@ -26,7 +26,9 @@ NAMES = (
 )
 
 
-@DATASETS.register("original_pickle", summary="the original tool's own <name>.pkl and <name>_population.pkl")
+@DATASETS.register(
+    "original_pickle", summary="the original tool's own <name>.pkl and <name>_population.pkl", images=False
+)
 def original_pickle(
     data_dir: Path, seed: int, *, file: Path = Path("purchase100.pkl"), population: Path | None = None
 ) -> AuditData:

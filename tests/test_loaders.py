@@ -86,6 +86,7 @@ READS = {
 OURS = {
     "audit/dp_audit_canaries.py": "files of the run directory",
     "audit/dp_audit_runs.py": "files of the run directory",
+    "audit/finished.py": "the config of a run directory, as YAML that is data; its tables by core/tables.py",
     "audit/model_files.py": "weights of the run directory, in safetensors, by their digest",
     "audit/ramia_samples.py": "files of the run directory",
     "audit/screening.py": "files of the run directory",

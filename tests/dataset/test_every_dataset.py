@@ -22,6 +22,7 @@ SMALL = {
     "synthetic_images": {"num_records": 300, "num_classes": 7},
 }
 DOWNLOADED = {"cifar10", "cifar100", "purchase100", "texas100"}
+ORIGINAL = {"original_pickle"}  # tests/dataset/test_original.py, tests/test_loaders.py
 TABLES = {"files", "breast_cancer"}  # tests/dataset/test_tables.py
 TEXTS = {name for name in DATASETS if DATASETS.fact(name, "text")}  # tests/dataset/test_text.py
 
@@ -45,7 +46,7 @@ def in_order(table: np.ndarray) -> np.ndarray:
 
 
 def test_every_dataset_is_either_built_here_or_tested_with_its_files():
-    assert set(DATASETS) == SMALL.keys() | DOWNLOADED | TABLES | TEXTS
+    assert set(DATASETS) == SMALL.keys() | DOWNLOADED | ORIGINAL | TABLES | TEXTS
     assert all(facts["summary"] and isinstance(facts["images"], bool) for facts in DATASETS.facts.values())
 
 
