@@ -114,23 +114,29 @@ def compute_missing(session: Session, device: torch.device) -> None:
 
 
 def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], None]:
-    """What asks a model and writes the answers: the data are put on the device once, for all models."""
+    """What asks a model and writes the answers: the data are put on the device once, for all models.
+
+    Of images and features only the records that are asked about, in their order: no batch gathers them again.
+    """
     from trainers.resident import Resident
 
     data = session.data
-    resident = {
-        "points": Resident.of(data.pool, data.mean, data.std, device),
-        "population": Resident.of(data.population, data.mean, data.std, device),
-    }
-    return partial(_ask, session, resident, device)
+
+    def resident(where: Where) -> Resident:
+        records = data.pool if where == "points" else data.population
+        chosen = records if data.is_text else records.select(_records(session, where))
+        return Resident.of(chosen, data.mean, data.std, device)
+
+    residents = {where: resident(where) for where in ("points", "population")}
+    return partial(_ask, session, residents, device)
 
 
-def _ask(session: Session, resident: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:
+def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:
     """Ask one model for all of its `files`, and write them."""
     network = load_model(session, files[0].model, device)
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where]
-        columns = _columns(session, network, resident[where], of_set, device)
+        columns = _columns(session, network, residents[where], of_set, device)
         for wanted, column in zip(of_set, columns, strict=True):
             _write(session, wanted, column)
 
@@ -149,14 +155,15 @@ def _columns(
     """What a model says of one point set, in the signals of these files."""
     from trainers.evaluate import signals
 
-    audit, records = session.config.audit, _records(session, files[0].where)
+    audit = session.config.audit
     wanted = [file.signal for file in files]
     if session.data.is_text:
+        records = _records(session, files[0].where)
         load = lambda model: load_model(session, model, device)  # noqa: E731
         found = text_signals.columns(session, network, resident, records, wanted, model=files[0].model, load=load)
         return [found[signal] for signal in wanted]
     options = {"batch_size": audit.batch_size, "queries": audit.queries}
-    return list(signals(network, resident, records, wanted=wanted, **options))
+    return list(signals(network, resident, wanted=wanted, **options))
 
 
 def evidence(session: Session, target: int) -> Evidence:

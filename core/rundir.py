@@ -31,7 +31,7 @@ from core.loading import read_json as read_json
 log = logging.getLogger(__name__)
 
 LOCK_PATIENCE = 5.0  # seconds
-FORMAT = 1  # raise it when the same settings come to mean other bytes
+FORMAT = 2  # raise it when the same settings come to mean other bytes
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:

@@ -206,11 +206,13 @@ def test_with_nothing_asked_there_is_help_and_no_success(capsys):
 
 
 def test_the_log_file_is_complete_and_grows(runs, capsys):
-    """Each run appends: its command, all that was said, how it ended."""
+    """Each run appends: its command, all that was said, how it ended. One that is refused leaves it as it was."""
     run = runs / "a"
     before = (run / "run.log").read_text()
     assert before.count("started: ") == before.count("finished") == 1 and "model    2  train accuracy" in before
     assert main.main(["--cf", str(runs / "a.yaml"), "--set", "train.epochs=9"]) == 2
-    capsys.readouterr()
+    assert "train.epochs 1, now 9" in capsys.readouterr().err
+    assert (run / "run.log").read_text() == before
+    assert main.main(["--cf", str(runs / "a.yaml"), "--set", "train.epochs=1"]) == 0
     text = (run / "run.log").read_text()
-    assert text.startswith(before) and "train.epochs 1, now 9" in text.splitlines()[-1]
+    assert text.startswith(before) and text.count("started: ") == text.count("finished") == 2

@@ -67,7 +67,23 @@ def test_signals_are_their_formulas(signal, classes):
     z = (3 * rng.standard_normal((20, classes))).astype(np.float32)
     y = rng.integers(classes, size=20)
     y[:10] = z[:10].argmax(axis=1)  # confident and right, as well as wrong
-    np.testing.assert_allclose(column(z, y, signal), naive(z, y, signal), rtol=2e-7, atol=1e-12)
+    exact, found = naive(z, y, signal), column(z.astype(np.float64), y, signal)
+    np.testing.assert_allclose(found, exact, rtol=2e-7, atol=1e-12)
+    np.testing.assert_allclose(column(z, y, signal), exact, rtol=1e-6 if signal.kind == "log_odds" else 2e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 100.0])
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_log_odds_of_float32_logits_are_as_exact_as_they_say(classes, scale):
+    """Wherever the logits lie: a common offset, which softmax does not see, costs nothing either."""
+    rng = stream(0, "error", classes)
+    z = (scale * rng.standard_normal((2000, classes)) + rng.choice([0.0, 500.0], (2000, 1))).astype(np.float32)
+    y = rng.integers(classes, size=2000)
+    y[:1000] = z[:1000].argmax(axis=1)
+    for temperature in (1.0, 2.0, 0.5):
+        signal = Signal(temperature=temperature)
+        exact = column(z.astype(np.float64), y, signal).astype(np.float64)
+        assert (np.abs(column(z, y, signal) - exact) <= 1e-6 * (1 + np.abs(exact))).all()
 
 
 def test_each_wanted_signal_is_a_row():
@@ -200,6 +216,46 @@ def test_each_query_is_a_row_of_the_logits(model, data):
     with torch.no_grad():
         for query, view in enumerate(views(data.x, 18)):
             torch.testing.assert_close(z[query], model(data.normalised(view)))
+
+
+def test_a_perceptron_answers_about_features_as_the_module_does():
+    """In any order, in batches of any size, and every batch keeps its own answers."""
+    rng = stream(0, "features")
+    data = Resident.of(Records(rng.random((50, 21), dtype=np.float32), rng.integers(0, 5, 50)), (0.0,), (1.0,), "cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(21, 33), torch.nn.Tanh(), torch.nn.Dropout(0.5), torch.nn.Linear(33, 5)
+        )
+    with torch.no_grad():
+        expected = model.eval()(data.x)
+    for index in (None, torch.arange(50).flip(0), np.array([7, 7, 0])):
+        for batch_size in (1, 16, 1024):
+            for batch, z in list(logits(model.train(), data, index, batch_size=batch_size)):
+                torch.testing.assert_close(z[0], expected[batch], rtol=1e-5, atol=1e-6)
+
+
+def test_a_perceptron_that_asks_for_queries_of_features_is_refused():
+    data = Resident.of(Records(np.ones((3, 4), np.float32), np.zeros(3, int)), (0.0,), (1.0,), "cpu")
+    with pytest.raises(ValueError, match="only images can be mirrored"):
+        list(logits(torch.nn.Sequential(torch.nn.Linear(4, 2)), data, queries=2))
+
+
+@pytest.mark.parametrize("queries", [1, 2, 18])
+def test_queries_asked_at_once_come_back_in_their_places(model, data, queries):
+    """However few points fit into a batch: 40 images are 2 points with 18 queries each, and 1 if only 5 fit."""
+    index = torch.arange(30).flip(0)
+    model.eval()
+    with torch.no_grad():
+        expected = torch.stack([model(data.normalised(view)) for view in views(data.x, queries)])
+    asked = [signal_columns(z, data.y, [LOG_ODDS, ENTROPY]) for z in expected]
+    for batch_size in (5, 40, 1024):
+        found = torch.tensor(signals(model, data, wanted=[LOG_ODDS, ENTROPY], batch_size=batch_size, queries=queries))
+        torch.testing.assert_close(found, torch.stack(asked, dim=1), rtol=1e-4, atol=1e-5)
+        turned = signals(model, data, index, wanted=[LOG_ODDS, ENTROPY], batch_size=batch_size, queries=queries)
+        torch.testing.assert_close(torch.tensor(turned).flip(2), found, rtol=1e-4, atol=1e-5)
+        sizes = {len(batch) * queries for batch, _ in logits(model, data, batch_size=batch_size, queries=queries)}
+        assert max(sizes) <= max(batch_size, queries)
 
 
 def test_accuracy_and_loss_are_the_means_over_the_indexed_records(model, data):
