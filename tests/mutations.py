@@ -283,6 +283,27 @@ FAULTS = [
         "tests/trainers/test_dp_text.py",
     ),
     Fault(
+        "text: padding told by its id",
+        "trainers/text.py",
+        "return torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]",
+        "return ids[:, 1:] != 0",
+        TRAINERS + "/test_transformer.py",
+    ),
+    Fault(
+        "text: padding in the loss",
+        "trainers/text.py",
+        "view(len(ids), -1) * predicted(ids, lengths)",
+        "view(len(ids), -1)",
+        TRAINERS + "/test_transformer.py",
+    ),
+    Fault(
+        "text: an adapter put on the last model's adapter",
+        "models/adapters.py",
+        "get_peft_model(sharing(base), config)",
+        "get_peft_model(base, config)",
+        TRAINERS + "/test_transformer.py",
+    ),
+    Fault(
         "before and after exchanged in compare",
         "audit/compare.py",
         "paired_auc_difference(b, a, member",
