@@ -40,15 +40,17 @@ class Case:
     texts: int = 512  # in the pool; half of them train each adapter
     batch_size: int = 8
     epochs: int = 1
+    longest: int | None = None  # tokens of a text: longer ones are cut off
 
 
 TINY = Case("gpt2_tiny, M = 8", 8)
 WIDE = Case("gpt2_tiny of width 128, M = 8", 8, {"width": 128}, 2000)
-SMALL, FULL = [TINY], [TINY, replace(TINY, name="gpt2_tiny, M = 16", count=16), WIDE]
+SHORT = Case("gpt2_tiny, 4 texts of up to 32 tokens a batch, M = 8", 8, {}, 512, batch_size=4, longest=32)
+SMALL, FULL = [SHORT, TINY], [SHORT, TINY, replace(TINY, name="gpt2_tiny, M = 16", count=16), WIDE]
 
 
 @functools.cache
-def texts(count: int, vocabulary: int) -> Any:
+def texts(count: int, vocabulary: int, longest: int | None = None) -> Any:
     """So many paragraphs as tokens: real lengths, about 50 tokens each."""
     from pathlib import Path
 
@@ -60,7 +62,7 @@ def texts(count: int, vocabulary: int) -> Any:
 
     data = DATASETS["docstrings"](Path("data"), 0, **DATASETS.bind("docstrings", {"num_records": 2 * count}))
     tokenizer = byte_pairs(data.pool.texts or (), vocabulary)
-    found = tokenised(data, tokenizer, context=CONTEXT, max_length=None, truncate=True, cache=Path("data"))
+    found = tokenised(data, tokenizer, context=CONTEXT, max_length=longest, truncate=True, cache=Path("data"))
     return found.pool.select(np.arange(count)), found.num_classes
 
 
@@ -80,7 +82,7 @@ def adapter(case: Case, k: int) -> Any:
     from core.rng import stream
 
     settings = MODELS.bind("gpt2_tiny", {**case.model, "context": CONTEXT})
-    classes = texts(case.texts, case.vocabulary)[1]
+    classes = texts(case.texts, case.vocabulary, case.longest)[1]
     return models.build("gpt2_tiny", settings, (CONTEXT,), classes, stream(0, "init", k), settings_of(case)["peft"])
 
 
@@ -103,7 +105,7 @@ def ours(case: Case, members: Any) -> Callable[[], list[Any]]:
 
     settings = settings_of(case)
     width = TRAINERS.fact("transformer", "stack")(settings)
-    data = Resident.of(texts(case.texts, case.vocabulary)[0], (0.0,), (1.0,), "cpu")
+    data = Resident.of(texts(case.texts, case.vocabulary, case.longest)[0], (0.0,), (1.0,), "cpu")
 
     def train() -> list[Any]:
         found: list[Any] = []
@@ -122,7 +124,7 @@ def hugging_face(case: Case, members: Any, padding: str) -> Callable[[], list[An
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    records, settings = texts(case.texts, case.vocabulary)[0], settings_of(case)
+    records, settings = texts(case.texts, case.vocabulary, case.longest)[0], settings_of(case)
 
     def collated(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(record["input_ids"]) for record in batch]
@@ -190,7 +192,11 @@ def _weights(model: Any) -> Any:
 def compare(cases: list[Case], rounds: int | None) -> list[Row]:
     rows = []
     for case in cases:
-        difference, members, lengths = check(case), halves(case), texts(case.texts, case.vocabulary)[0].lengths
+        difference, members, lengths = (
+            check(case),
+            halves(case),
+            texts(case.texts, case.vocabulary, case.longest)[0].lengths,
+        )
         train = ours(case, members)
         for padding in (LONGEST, PADDED):
             row = side_by_side(
@@ -198,7 +204,7 @@ def compare(cases: list[Case], rounds: int | None) -> list[Row]:
                 train,
                 hugging_face(case, members[:1], padding),
                 rounds=rounds or ROUNDS_OF[padding],
-                floor=FLOOR if case is TINY else None,
+                floor=FLOOR if case in (SHORT, TINY) else None,
                 part=1 / case.count,
                 notes=f"peer: 1 adapter, its seconds times {case.count}",
                 tokens=float(lengths.mean()),
@@ -217,7 +223,7 @@ def steps(case: Case, members: Any) -> dict[str, float]:
     """Steps that one adapter takes on both sides. Ours are a few more: batches of a length end with a short one."""
     from trainers.text_batches import Buckets
 
-    buckets = Buckets.of(texts(case.texts, case.vocabulary)[0].lengths, case.batch_size)
+    buckets = Buckets.of(texts(case.texts, case.vocabulary, case.longest)[0].lengths, case.batch_size)
     mine = [case.epochs * buckets.steps(member, case.batch_size) for member in members]
     return {"ours": sum(mine) / len(mine), "peer": case.epochs * -(-int(members[0].sum()) // case.batch_size)}
 
