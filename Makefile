@@ -3,6 +3,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# a process a core, one thread each; a file's tests stay together, so what they share is made once
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+test check: export OMP_NUM_THREADS = 1
+test check: export MKL_NUM_THREADS = 1
 
 .PHONY: demo test check lint format docs mutations clean
 
@@ -10,11 +14,11 @@ demo: $(VENV)/.installed
 	$(BIN)/python main.py --cf configs/quickstart.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: $(VENV)/.installed-dev lint
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
