@@ -6,7 +6,7 @@ the cards, and documentation/attacks.md is made of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from core.registry import ATTACKS
@@ -56,8 +56,8 @@ def needs(name: str) -> str:
 
 
 def _pairs(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
-    pairs: Any = facts.get("min_pairs", 1)
-    return pairs(settings) if callable(pairs) else pairs
+    pairs: int | Callable[[Mapping[str, Any]], int] = facts.get("min_pairs", 1)
+    return pairs if isinstance(pairs, int) else pairs(settings)
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -15,7 +15,6 @@ LABEL = Signal("label")
 @ATTACKS.register(
     "LabelGap",
     needs_labels=True,
-    needs_records=True,
     needs_references=False,
     needs_population=False,
     signals=lambda settings: (LABEL,),
