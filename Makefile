@@ -1,5 +1,5 @@
 # make demo   audit real data on this CPU, in under a minute       make test   every test
-# make check  format, lint, types, fast tests                      make docs   regenerate configs/README.md and schema.json
+# make check  format, lint, types, fast tests                      make docs   regenerate configs/README.md, schema.json, attacks.md
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -31,6 +31,7 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed
 	$(BIN)/python main.py --list config > configs/README.md
 	$(BIN)/python main.py --schema > configs/schema.json
+	$(BIN)/python main.py --list cards > documentation/attacks.md
 
 mutations: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutations.py

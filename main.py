@@ -48,7 +48,7 @@ def answer(options: argparse.Namespace) -> tuple[str, int]:
     if options.command:
         return commands.COMMANDS[options.command](options)
     if options.list:
-        return reference.listing(options.list), 0
+        return reference.listing(*options.list), 0
     if options.schema or options.init:
         return commands.schema() if options.schema else commands.started(options.init)
     experiment = config.load(options.cf, options.set)

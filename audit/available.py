@@ -34,11 +34,20 @@ def lacks(session: Session, call: Call) -> list[Lack]:
     found = []
     if fact("needs_text") and not session.data.is_text:
         found.append(Lack("texts and their tokens"))
+    if fact("needs_labels") and session.data.is_text:
+        found.append(Lack("class labels"))
     if fact("needs_population") and not len(session.population):
         found.append(Lack("population points"))
     if (signals := fact("signals")) and session.given and not all(map(session.given.has, signals(call.settings))):
-        missing = [signal.name for signal in signals(call.settings) if not session.given.has(signal)]
-        found.append(Lack(f"logits or probabilities of all classes, with labels (it reads {', '.join(missing)})"))
+        missing = [signal for signal in signals(call.settings) if not session.given.has(signal)]
+        names = ", ".join(signal.name for signal in missing)
+        asks = any(signal.kind in ("robust_label", "boundary") for signal in missing)
+        of = (
+            "the models, to ask about altered records"
+            if asks
+            else "logits or probabilities of all classes, with labels"
+        )
+        found.append(Lack(f"{of} (it reads {names})"))
     if fact("needs_references"):
         sides = ["OUT", "IN"] if needs_in(call) else ["OUT"]
         found += filter(None, (_references(session, side) for side in sides))

@@ -28,6 +28,8 @@ class Answers:
             return self.log_odds[model]
         if self.logits is None or self.labels is None:
             raise UserError(f"the signal {signal.name} does not follow from log-odds: it needs logits and labels")
+        if signal.kind == "label":
+            return (self.logits[model].argmax(axis=-1) == self.labels).astype(np.float32)
         import torch
 
         from trainers.evaluate import signal_columns
@@ -52,4 +54,5 @@ class Given:
         return self.pool if where == "points" else self.population
 
     def has(self, signal: Signal) -> bool:
-        return signal == LOG_ODDS or self.pool.logits is not None
+        asks_again = signal.kind in ("robust_label", "boundary")  # about other records than those that were given
+        return signal == LOG_ODDS or (self.pool.logits is not None and not asks_again)

@@ -180,6 +180,11 @@ def setup_of(
     if ATTACKS.fact(base.name, "needs_text"):
         instead = "on ranges, take one of whole texts, such as LiRA, RMIA, Calibration or LOSS"
         raise config.error("ramia.attack", f"{base.label} reads single tokens: {instead}")
+    if ATTACKS.fact(base.name, "access") == "label":
+        instead = "on ranges, take one of confidences, such as LiRA, RMIA, Calibration or LOSS"
+        raise config.error(
+            "ramia.attack", f"{base.label} reads predicted labels, of which samples are not asked: {instead}"
+        )
     return Setup(name, settings, ranges, sample_size, include_center, center, neighbours, base, chosen)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from audit import plots, risk_report, tables, templates
 from audit.results import AuditResult, TargetResult
 from audit.summary import latex, summary
+from core.config import Call, min_pairs
 from core.metrics import ENOUGH_FALSE_POSITIVES, ppv
 from core.registry import ATTACKS
 from core.rundir import write_atomic, write_json, write_text
@@ -151,7 +152,7 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         several=len(result.targets) > 1,
         swatch={row.attack: _swatch(row.order) for row in ranked},
         traced=any(one.iqr is not None for one in result.screening),
-        screened_attacks=[row.attack for row in ranked if _without_references(row.attack)],
+        screened_attacks=[row.attack for row in ranked if _without_references(row.attack, result)],
         agreement=tables.agreement(result).tolist() if len(ranked) > 1 else None,
         accusations=_accusations(ranked[0]),
         priors=PRIORS,
@@ -170,10 +171,13 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
     )
 
 
-def _without_references(label: str) -> bool:
-    """Whether an attack of this report needs no reference models."""
+def _without_references(label: str, result: AuditResult) -> bool:
+    """Whether an attack of this report needs no reference models, in its settings."""
     name = label.partition(" (")[0]
-    return name in ATTACKS and not ATTACKS.fact(name, "needs_references", True)
+    if name not in ATTACKS or ATTACKS.fact(name, "needs_references", True):
+        return False
+    settings = next(attack.settings for attack in result.targets[0].attacks if attack.attack == label)
+    return min_pairs(Call(name, settings)) == 0
 
 
 def _script() -> tuple[str, str]:

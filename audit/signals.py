@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audit import heat_map, text_signals
+from audit import heat_map, label_signals, text_signals
 from audit.session import Session
 from audit.training import facts, load_model
 from audit.workers import Lost, run_units
@@ -90,6 +90,7 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         "audit.queries": session.config.audit.queries,
         "signal": wanted.signal.name,
         **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
+        **label_signals.stamp(session, wanted.signal),
     }
 
 
@@ -135,18 +136,23 @@ def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device,
     """Ask one model for all of its `files`, and write them."""
     network = load_model(session, files[0].model, device)
     for where in dict.fromkeys(wanted.where for wanted in files):
-        of_set = [wanted for wanted in files if wanted.where == where]
-        columns = _columns(session, network, residents[where], of_set, device)
+        of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
+        columns = _columns(session, network, residents[where], of_set, device) if of_set else ()
         for wanted, column in zip(of_set, columns, strict=True):
             _write(session, wanted, column)
+        for wanted in (w for w in files if w.where == where and w.signal.kind in label_signals.KINDS):
+            column, asked = label_signals.column(
+                session, network, residents[where], _records(session, where), wanted.signal
+            )
+            _write(session, wanted, column, **asked)
 
 
-def _write(session: Session, wanted: Wanted, column: np.ndarray) -> None:
+def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -> None:
     if not np.isfinite(column).all():
         bad = int((~np.isfinite(column)).sum())
         raise UserError(f"model {wanted.model} gives {bad} non-finite signals ({wanted.signal.name}): it did not train")
     write = lambda file: np.lib.format.write_array(file, column, allow_pickle=False)  # noqa: E731
-    rundir.make(path_of(session, wanted), stamp(session, wanted), write)
+    rundir.make(path_of(session, wanted), stamp(session, wanted), write, **asked)
 
 
 def _columns(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-KINDS = ("datasets", "models", "trainers", "attacks", "modules", "sources", "config")
+KINDS = ("datasets", "models", "trainers", "attacks", "modules", "sources", "config", "cards")
 HELLO = """\
 Privacy Meter: what does a trained model reveal about its training data?
 
@@ -14,6 +14,7 @@ Privacy Meter: what does a trained model reveal about its training data?
   python main.py --cf my.yaml --check                  what a run would do: models to train, disk, memory
   python main.py --init my                             write my.yaml, a commented config to start from
   python main.py --list attacks                        what a config can name (datasets, models, trainers, ...)
+  python main.py --list attacks RMIA                   one of them: needs, cost, when it fails, source, settings
 
   python main.py compare runs/before runs/after        does the one leak less than the other?
   python main.py gate runs/x --max tpr@0.01=0.05       exit code 3 if more was found: for CI
@@ -35,7 +36,13 @@ def parser() -> argparse.ArgumentParser:
     main.add_argument("--cf", type=Path, metavar="FILE", help="the experiment: a YAML file, see configs/")
     main.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="e.g. train.epochs=1")
     main.add_argument("--check", action="store_true", help="check the config, print the plan, and stop")
-    main.add_argument("--list", choices=KINDS, help="what a config can name")
+    main.add_argument(
+        "--list",
+        nargs="+",
+        action=_Listed,
+        metavar=("KIND", "NAME"),
+        help=f"what a config can name: {', '.join(KINDS)}",
+    )
     main.add_argument("--init", type=Path, metavar="NAME", help="write NAME.yaml, a commented config to start from")
     main.add_argument("--schema", action="store_true", help="print the JSON Schema of a config, for editors")
     _plugin(main, default=[])
@@ -57,6 +64,19 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN", help="run.log_dir of a finished run")
     _plugin(report, default=argparse.SUPPRESS)
     return main
+
+
+class _Listed(argparse.Action):
+    """A kind, and the names of those that are to be shown; all of them where none is named."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None
+    ) -> None:
+        if values[0] not in KINDS:
+            parser.error(f"argument --list: {values[0]!r} is no kind; there are: {', '.join(KINDS)}")
+        if values[1:] and values[0] in ("config", "cards"):
+            parser.error(f"argument --list {values[0]}: takes no names")
+        namespace.list = values
 
 
 def _plugin(parser: argparse.ArgumentParser, default: Any) -> None:

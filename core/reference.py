@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from core import cards
 from core.config import ALWAYS, BLOCKS
+from core.errors import UserError
 from core.registry import ATTACKS, DATASETS, MODELS, MODULES, SOURCES, TRAINERS, Registry
 
 KINDS: dict[str, Registry] = {
@@ -21,15 +23,28 @@ KINDS: dict[str, Registry] = {
 }
 
 
-def listing(kind: str) -> str:
-    """The names of one kind, each with its summary and settings; of "config", all of it as Markdown."""
+def listing(kind: str, *names: str) -> str:
+    """The names of one kind, or the named ones: each with its summary and settings, attacks with their cards.
+
+    Of "config" and "cards", all of it as Markdown. One name alone is shown in full, with what its docstring says.
+    Raises UserError for a name that is not there.
+    """
     if kind == "config":
         return markdown()
-    return "\n\n".join(_entry(KINDS[kind], name) for name in KINDS[kind])
+    if kind == "cards":
+        return cards.markdown()
+    registry = KINDS[kind]
+    if unknown := [registry.unknown(name) for name in names if registry.find(name) is None]:
+        raise UserError("; ".join(unknown))
+    if len(names) == 1:
+        name = registry.find(names[0]) or names[0]
+        return "\n\n".join(filter(None, [_entry(registry, name), inspect.getdoc(registry[name])]))
+    return "\n\n".join(_entry(registry, registry.find(name) or name) for name in names or registry)
 
 
 def _entry(registry: Registry, name: str) -> str:
     lines = [f"{name}: {_summary(registry, name)}"]
+    lines += cards.lines(name) if registry is ATTACKS else []
     lines += [f"    {text}" for text in _settings(registry.schema(name))]
     return "\n".join(lines)
 

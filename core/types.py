@@ -109,6 +109,11 @@ class Signal:
     A Taylor order must be even: odd truncations can be negative. `sigmoid` of the first two is a probability: in a
     language model p with log p the mean over tokens. Its modified entropy is the mean over tokens.
 
+    Of classifiers, seen through predicted labels alone, with queries Q of their own:
+        kind "label":        1 where the predicted label is the true one, else 0
+        kind "robust_label": the same of altered copies of the record, the record itself first
+        kind "boundary":     distance to the nearest record found that is labelled otherwise; 0 of a misclassified one
+
     Of language models, a number for each predicted token t (see `Text`), with p its distribution over v:
         kind "token_log_p":    log p(x_t | x_<t)
         kind "token_mean":     mu_t = sum_v p_v log p_v, minus the entropy

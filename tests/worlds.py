@@ -64,6 +64,9 @@ def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
 
 
 def _in(evidence: Evidence, signal: Signal) -> Evidence:
+    if signal.kind in ("label", "robust_label", "boundary"):
+        return _labels_only(evidence, signal)
+
     def convert(log_odds: np.ndarray) -> np.ndarray:
         return two_class(signal, log_odds.astype(np.float64)).astype(log_odds.dtype)
 
@@ -73,6 +76,31 @@ def _in(evidence: Evidence, signal: Signal) -> Evidence:
         references=convert(evidence.references),
         population=convert(evidence.population),
         population_references=convert(evidence.population_references),
+    )
+
+
+def _labels_only(evidence: Evidence, signal: Signal) -> Evidence:
+    """What predicted labels show of a model whose log-odds are a linear function of the record: it labels copies
+    rightly whose log-odds, moved by the copy's own amount, are positive; the distance to its boundary is the log-odds.
+    """
+    copies = 2 * norm.ppf((np.arange(61) + 0.5) / 61)
+
+    def convert(log_odds: Float[Array, "*r Q N"]) -> Float[Array, "*r A N"]:
+        if signal.kind == "label":
+            return (log_odds > 0).astype(np.float32)
+        of_record = log_odds.mean(axis=-2, keepdims=True)
+        if signal.kind == "boundary":
+            return np.maximum(of_record, 0).astype(np.float32)
+        return (of_record + copies[:, None] > 0).astype(np.float32)
+
+    target, references = convert(evidence.target), convert(evidence.references)
+    population = np.zeros((len(target), 0), np.float32)
+    return replace(
+        evidence,
+        target=target,
+        references=references,
+        population=population,
+        population_references=np.zeros((len(references), *population.shape), np.float32),
     )
 
 

@@ -18,6 +18,9 @@ from modules.mia.ranks import share
     shared=None,
     min_pairs=0,
     summary="share of population points that the target fits worse than x",
+    access="confidence",
+    cost="one answer per record, query and population point, of the target alone",
+    fails="as LOSS; reads no FPR below 1 / population points, nor rightly where the population is of another source",
     source="Ye et al. 2022, arXiv 2111.09679",
 )
 def attack_p(evidence: Evidence, *, tie_break: bool = True) -> Float[Array, " N"]:

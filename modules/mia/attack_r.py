@@ -19,6 +19,9 @@ from modules.mia.ranks import share
     shared=None,
     min_pairs=1,
     summary="share of the models that did not train on x and fit it no better than the target",
+    access="confidence",
+    cost="one answer per record, query and model",
+    fails="n OUT references express no FPR below about 1 / n: below that the tie-break ranks",
     source="Ye et al. 2022, arXiv 2111.09679",
 )
 def attack_r(evidence: Evidence, *, tie_break: bool = True) -> Float[Array, " N"]:

@@ -24,6 +24,9 @@ from modules.mia.probability import clipped, probability_of
     shared=None,
     min_pairs=1,
     summary="log of the target's probability over the references' mean probability",
+    access="classes",
+    cost="one answer per record, query and model",
+    fails="as RMIA; without a population its scale means nothing across models",
     source="Lassila et al. 2025, arXiv 2505.24089",
 )
 def base(

@@ -37,6 +37,9 @@ def shared(evidence: Evidence, settings: Settings) -> tuple[Prior, ...]:
     shared=shared,
     min_pairs=1,
     summary="likelihood ratio per record, with means and variances shrunk towards those of all records",
+    access="confidence",
+    cost="one answer per record, query and model",
+    fails="the prior pulls rare, unusual records towards the crowd when references are few",
     source="Brännvall 2026, arXiv 2603.11799 (from its abstract)",
 )
 def bavaria(

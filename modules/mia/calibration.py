@@ -20,6 +20,9 @@ from modules.mia.moments import masked_mean
     shared=None,
     min_pairs=1,
     summary="how much better the target fits x than models that did not train on it, on average",
+    access="confidence",
+    cost="one answer per record, query and model",
+    fails="records whose fit varies much between models rank too high: the difference is not divided by that spread",
     source="Watson et al. 2022, arXiv 2111.08440",
 )
 def calibration(evidence: Evidence, *, on: Literal["log_odds", "loss"] = "log_odds") -> Float[Array, " N"]:

@@ -23,6 +23,9 @@ from modules.mia.tokens import LOG_P, mean_where, of_tokens, text_of
     signals=lambda settings: (LOG_P,),
     min_pairs=0,
     summary="probability of each token weighted by how rare it is among the population, capped",
+    access="tokens",
+    cost="one pass per text, of the target alone",
+    fails="where the model is sure of most tokens they are all at the cap, and texts score the same",
     source="Zhang et al. 2024, arXiv 2409.14781",
 )
 def dc_pdd(evidence: Evidence, *, cap: Annotated[float, Gt(0)] = 0.01, first_only: bool = True) -> Float[Array, " N"]:

@@ -20,7 +20,10 @@ MODIFIED_ENTROPY = Signal("modified_entropy")
     shared=None,
     min_pairs=0,
     summary="minus the log modified entropy of the target's prediction; one threshold for all records",
-    source="Song & Mittal 2021, arXiv 2003.10595",
+    access="classes",
+    cost="one answer per record and query, of the target alone",
+    fails="as LOSS: it knows nothing of a record's difficulty; with two classes it ranks as LOSS",
+    source="Song & Mittal 2021, arXiv 2003.10595, eq. 8",
 )
 def entropy(evidence: Evidence) -> Float[Array, " N"]:
     """Minus the logarithm of the modified entropy (eq. 8), mean over queries: unlike entropy, it knows the label."""

@@ -22,6 +22,9 @@ from modules.mia.tokens import LOG_P, RANK, of_tokens, out_log_p, out_probabilit
     signals=lambda settings: (LOG_P, RANK),
     min_pairs=1,
     summary="where the target predicts another token: upward against downward shifts of the true token's probability",
+    access="tokens",
+    cost="one pass per text and model",
+    fails="where the target predicts every token rightly there is nothing to compare; references of another tokenizer",
     source="Ilić et al. 2026 (abstract and summaries), arXiv 2601.12104",
 )
 def ez_mia(

@@ -28,6 +28,9 @@ def _signal(p: str) -> Signal:
     signals=lambda settings: (_signal(settings["p"]),),
     min_pairs=0,
     summary="minus the norm of the loss gradient at x; white box, one backward pass a record",
+    access="white box",
+    cost="one forward and one backward pass per text, of the target alone",
+    fails="weak where training has converged or has hardly begun",
     source="Duan et al. 2024 (mimir), arXiv 2402.07841",
 )
 def gradient_norm(evidence: Evidence, *, p: Literal["1", "2", "inf"] = "2") -> Float[Array, " N"]:

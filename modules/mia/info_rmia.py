@@ -47,6 +47,9 @@ def shared(evidence: Evidence, settings: Settings) -> tuple[float, float]:
     min_pairs=1,
     shared=shared,
     summary="log ratio of the target's probability to the references', aligned across targets by a divergence",
+    access="confidence",
+    cost="one answer per record, query and model, and per population point",
+    fails="as RMIA: records that every model fits well cannot be told apart",
     source="Tao & Shokri 2025, arXiv 2510.05582",
 )
 def info_rmia(
@@ -120,6 +123,9 @@ def _divergence(p: Float[Array, "Q P"], q: Float[Array, "Q P"]) -> float:
     signals=lambda settings: (LOG_P, DIVERGENCE),
     min_pairs=1,
     summary="log ratio to the references of each token, aligned by the divergence of the next-token distributions",
+    access="tokens",
+    cost="one pass per text and model, the target side by side with its OUT references",
+    fails="references of another tokenizer or of another base have nothing to compare with",
     source="Tao & Shokri 2025, arXiv 2510.05582",
 )
 def token_info_rmia(

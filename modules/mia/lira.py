@@ -32,7 +32,10 @@ def shared(evidence: Evidence, settings: Settings) -> tuple[Float[Array, " Q"], 
     shared=shared,
     min_pairs=1,
     summary="likelihood ratio per record: was the target's fit drawn from the IN or the OUT models?",
-    source="Carlini et al. 2022, arXiv 2112.03570",
+    access="confidence",
+    cost="one answer per record, query and model",
+    fails="with few references the means are noise, and online suffers twice; references by another recipe mislead it",
+    source="Carlini et al. 2022, arXiv 2112.03570, Alg. 1, eq. 4, Sec. VI",
 )
 def lira(
     evidence: Evidence,

@@ -17,6 +17,9 @@ from core.types import Evidence
     shared=None,
     min_pairs=0,
     summary="how well the target fits x; one threshold for all records",
+    access="confidence",
+    cost="one answer per record and query, of the target alone",
+    fails="one threshold for all records: an easy record looks like a member; low at small FPR",
     source="Yeom et al. 2018, arXiv 1709.01604",
 )
 def loss(evidence: Evidence) -> Float[Array, " N"]:

@@ -28,6 +28,9 @@ LEAST_DEVIATION = 1e-4  # of log p under p; below, float32 says nothing of how f
     signals=lambda settings: (LOG_P,),
     min_pairs=0,
     summary="mean log-probability of a text's least likely tokens",
+    access="tokens",
+    cost="one pass per text, of the target alone",
+    fails="depends on k and on length: texts of a few tokens have one smallest",
     source="Shi et al. 2023, arXiv 2310.16789",
 )
 def min_k(evidence: Evidence, *, k: Annotated[float, Gt(0), Le(1)] = 0.2) -> Float[Array, " N"]:
@@ -45,6 +48,9 @@ def min_k(evidence: Evidence, *, k: Annotated[float, Gt(0), Le(1)] = 0.2) -> Flo
     signals=lambda settings: (LOG_P, MEAN, VARIANCE),
     min_pairs=0,
     summary="as Min-K%, each token's log-probability standardised by the distribution it was drawn from",
+    access="tokens",
+    cost="one pass per text, of the target alone",
+    fails="as MinK; needs the whole next-token distribution",
     source="Zhang et al. 2024, arXiv 2404.02936",
 )
 def min_k_plus_plus(evidence: Evidence, *, k: Annotated[float, Gt(0), Le(1)] = 0.2) -> Float[Array, " N"]:

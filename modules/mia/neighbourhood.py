@@ -29,6 +29,9 @@ def _signal(settings: Settings) -> Signal:
     signals=lambda settings: (_signal(settings),),
     min_pairs=0,
     summary="log-likelihood of a text minus that of copies with some words replaced; one pass a copy",
+    access="tokens",
+    cost="one pass per text and per neighbour, of the target alone; a masked language model beside",
+    fails="measures the masked language model too: replacements that do not fit make every text look like a member",
     source="Mattern et al. 2023, arXiv 2305.18462",
 )
 def neighbourhood(

@@ -26,6 +26,9 @@ def _prefixed(settings: Settings) -> Signal:
     signals=lambda settings: (_prefixed(settings),),
     min_pairs=0,
     summary="log-likelihood of a text after non-members over that without them; one more pass, over longer texts",
+    access="tokens",
+    cost="two passes per text, one of them over a longer text, of the target alone",
+    fails="texts that fill the model's context score 1; a member in the prefix helps the wrong side",
     source="Xie et al. 2024, arXiv 2406.15968",
 )
 def recall(evidence: Evidence, *, shots: Annotated[int, Ge(1)] = 4, prefix: str | None = None) -> Float[Array, " N"]:

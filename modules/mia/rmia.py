@@ -62,6 +62,9 @@ def shared(evidence: Evidence, settings: Settings) -> float:
     shared=shared,
     min_pairs=1,
     summary="share of population points that x beats in a likelihood ratio against reference models",
+    access="confidence",
+    cost="one answer per record, query and model, and per population point",
+    fails="records that every model fits well have p = 1 everywhere and cannot be told apart",
     source="Zarifzadeh et al. 2024, arXiv 2312.03262",
 )
 def rmia(

@@ -23,6 +23,9 @@ from modules.mia.tokens import LOG_P, of_tokens, out_log_p, text_of
     signals=lambda settings: (LOG_P,),
     min_pairs=1,
     summary="share of sliding windows of tokens that the target fits better than the references do",
+    access="tokens",
+    cost="one pass per text and model",
+    fails="references of another tokenizer; texts shorter than its windows",
     source="Chen et al. 2026 (abstract and summaries), arXiv 2601.02751",
 )
 def wbc(

@@ -21,6 +21,9 @@ from modules.mia.tokens import mean_log_p, text_of
     needs_population=False,
     min_pairs=0,
     summary="log-likelihood of a text over the size it is compressed to",
+    access="tokens",
+    cost="one pass per text, of the target alone",
+    fails="mistakes easy texts for members as LOSS does, where ease is not length",
     source="Carlini et al. 2021, arXiv 2012.07805",
 )
 def zlib(evidence: Evidence, *, likelihood: Literal["mean", "total"] = "mean") -> Float[Array, " N"]:

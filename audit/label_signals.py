@@ -1,0 +1,81 @@
+"""The signals of attacks that see predicted labels alone: copies of each record, and what the model calls them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from audit.session import Session
+from core.rundir import digest
+from core.types import Signal
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+KINDS = ("label", "robust_label", "boundary")
+
+
+def check(session: Session, signals: Sequence[Signal]) -> None:
+    """UserError for signals that these records cannot give; before anything is trained."""
+    data, error = session.data, session.config.error
+    for signal in signals:
+        if signal.kind not in KINDS:
+            continue
+        if data.is_text:
+            raise error("audit.algorithm", "attacks on predicted labels read class labels, and texts have none")
+        if signal.kind == "robust_label" and data.is_image:
+            options, sides = dict(signal.options), data.input_shape[1:]
+            if options["translate"] >= min(sides):
+                raise error("audit.algorithm", f"translate {options['translate']} moves images of {sides} pixels away")
+            if not (options["translate"] or options["rotate"]):
+                raise error("audit.algorithm", "translate 0 and rotate 0 leave one copy: set one of them")
+
+
+def stamp(session: Session, signal: Signal) -> dict[str, Any]:
+    """What a signal of labels is a function of, beside its model, records and options."""
+    if signal.kind not in KINDS or signal.kind == "label":
+        return {}
+    drawn = {} if session.data.is_image and signal.kind != "boundary" else {"run.random_seed": _seed(session)}
+    return {**drawn, "population (sha256)": digest(session.population_digest, session.population)}
+
+
+def _seed(session: Session) -> int:
+    return session.config.run.random_seed
+
+
+def column(
+    session: Session, network: torch.nn.Module, resident: Any, records: np.ndarray, signal: Signal
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """What `network` is seen to say of these records, float32 (Q, N), and what it was asked for it.
+
+    resident: the records, in their order.
+    """
+    from trainers.label_only import HardLabels, count_moved, disturbed, kept_labels, moved, plain
+
+    audit, options = session.config.audit, dict(signal.options)
+    ask = HardLabels(network, resident, audit.batch_size)
+    if signal.kind == "label":
+        found = kept_labels(ask, resident, plain(resident, audit.queries), queries=audit.queries)
+    elif session.data.is_image:
+        of = {key: options[key] for key in ("translate", "rotate")}
+        found = kept_labels(ask, resident, moved(resident, **of), queries=count_moved(**of))
+    else:
+        scale, binary = columns_of_population(session)
+        draws = lambda place: session.stream("disturbed copies", int(records[place]))  # noqa: E731
+        of = {key: options[key] for key in ("levels", "repeats")}
+        copies = disturbed(resident, scale, binary, draws=draws, **of)
+        found = kept_labels(ask, resident, copies, queries=1 + len(of["levels"]) * of["repeats"])
+    return found, {"labels asked for": ask.asked}
+
+
+def columns_of_population(session: Session) -> tuple[np.ndarray, np.ndarray]:
+    """Of each feature, its standard deviation, and whether it holds zeros and ones only. Of the population, or where
+    there is none, of the pool: what an attacker knows of the data in general."""
+    data = session.data
+    x = data.population.x[session.population] if len(session.population) else data.pool.x
+    return x.std(axis=0, dtype=np.float64), ((x == 0) | (x == 1)).all(axis=0)
