@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from audit.session import Session
-from audit.signals import signals_of
+from audit.signals import precision, settled_precision, signals_of
 from audit.training import facts, load_model
 from core import rundir
 from core.config import Call
@@ -95,7 +95,7 @@ def ask(session: Session, setup: Setup, device: torch.device) -> None:
         audit = session.config.audit
         for model in (model for model in session.plan.models if missing[model]):
             network = load_model(session, model, device)
-            asked = _asked(session, network, resident, missing[model])
+            asked = _asked(session, model, network, resident, missing[model])
             for signal, column in zip(missing[model], asked, strict=True):
                 if not np.isfinite(column).all():
                     raise UserError(f"model {model} gives non-finite signals ({signal.name}) on samples of ranges")
@@ -106,7 +106,9 @@ def ask(session: Session, setup: Setup, device: torch.device) -> None:
         log.info("ramia: ranges %d to %d of %d asked", start, stop, len(session.points))
 
 
-def _asked(session: Session, network: torch.nn.Module, resident: Any, wanted: list[Signal]) -> list[np.ndarray]:
+def _asked(
+    session: Session, model: int, network: torch.nn.Module, resident: Any, wanted: list[Signal]
+) -> list[np.ndarray]:
     """What a model says of these records: a row a query."""
     audit = session.config.audit
     if session.data.is_text:
@@ -116,7 +118,8 @@ def _asked(session: Session, network: torch.nn.Module, resident: Any, wanted: li
         return [found[signal] for signal in wanted]
     from trainers.evaluate import signals
 
-    return list(signals(network, resident, wanted=wanted, batch_size=audit.batch_size, queries=audit.queries))
+    options = {"batch_size": audit.batch_size, "queries": audit.queries}
+    return list(signals(network, resident, wanted=wanted, precision=settled_precision(session, model), **options))
 
 
 def blocks(session: Session, setup: Setup) -> Iterator[tuple[int, int]]:
@@ -138,6 +141,7 @@ def _drawn(session: Session, setup: Setup) -> dict[str, Any]:
         "ramia.center": setup.center,
         "run.random_seed": session.config.run.random_seed,
         "audit.queries": session.config.audit.queries,
+        **precision(session),
     }
 
 

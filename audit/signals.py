@@ -76,7 +76,7 @@ def asked(session: Session, wanted: Wanted) -> bool:
 
 def path_of(session: Session, wanted: Wanted) -> Path:
     """Other points or other queries are other files: changing them in a config makes nothing stale."""
-    key = rundir.digest(_records(session, wanted.where), session.config.audit.queries)[:8]
+    key = rundir.digest(_records(session, wanted.where), session.config.audit.queries, *precision(session).values())[:8]
     folder = session.folder / "signals" / f"{wanted.where}_{key}"
     return folder / f"model_{wanted.model}.{wanted.signal.name}.npy"
 
@@ -89,9 +89,22 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         "indices (sha256)": rundir.digest(_records(session, wanted.where)),
         "audit.queries": session.config.audit.queries,
         "signal": wanted.signal.name,
+        **precision(session),
         **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
         **label_signals.stamp(session, wanted.signal),
     }
+
+
+def precision(session: Session) -> dict[str, str]:
+    """The key of a stamp that says that models are asked in another precision than float32."""
+    wanted = session.config.audit.precision
+    return {} if wanted == "float32" or session.data.is_text else {"audit.precision": wanted}
+
+
+def settled_precision(session: Session, model: int) -> Literal["float32", "bfloat16"]:
+    """The precision in which this model was asked about the audited points, as its signals' stamp says."""
+    made = rundir.read_stamp(path_of(session, Wanted(model, "points", LOG_ODDS))) if precision(session) else None
+    return made["facts"]["precision"] if made else "float32"
 
 
 def _records(session: Session, where: Where) -> np.ndarray:
@@ -135,16 +148,29 @@ def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], N
 def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:
     """Ask one model for all of its `files`, and write them."""
     network = load_model(session, files[0].model, device)
+    how = _settle(session, files[0].model, network, residents["points"]) if precision(session) else {}
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
-        columns = _columns(session, network, residents[where], of_set, device) if of_set else ()
+        kind = how.get("precision", "float32")
+        columns = _columns(session, network, residents[where], of_set, device, kind) if of_set else ()
         for wanted, column in zip(of_set, columns, strict=True):
-            _write(session, wanted, column)
+            _write(session, wanted, column, **how)
         for wanted in (w for w in files if w.where == where and w.signal.kind in label_signals.KINDS):
             column, asked = label_signals.column(
                 session, network, residents[where], _records(session, where), wanted.signal
             )
             _write(session, wanted, column, **asked)
+
+
+def _settle(session: Session, model: int, network: torch.nn.Module, points: Any) -> dict[str, Any]:
+    """The precision for all that this model is asked, from a probe of the audited points: what its stamps record."""
+    from trainers.evaluate import TOLERANCE, precision_for
+
+    chosen, apart = precision_for(network, points, session.config.audit.precision)
+    if chosen == "float32":
+        why = "a log-odds s in bfloat16 is %.2g (1 + |s|) from float32's, more than %g: asked in float32"
+        log.warning("model %4d  " + why, model, apart, TOLERANCE)
+    return {"precision": chosen, "bfloat16 apart, of 1 + |s|": round(apart, 5)}
 
 
 def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -> None:
@@ -156,7 +182,12 @@ def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -
 
 
 def _columns(
-    session: Session, network: torch.nn.Module, resident: Any, files: Sequence[Wanted], device: torch.device
+    session: Session,
+    network: torch.nn.Module,
+    resident: Any,
+    files: Sequence[Wanted],
+    device: torch.device,
+    precision: Literal["float32", "bfloat16"],
 ) -> Sequence[np.ndarray]:
     """What a model says of one point set, in the signals of these files."""
     from trainers.evaluate import signals
@@ -168,7 +199,7 @@ def _columns(
         load = lambda model: load_model(session, model, device)  # noqa: E731
         found = text_signals.columns(session, network, resident, records, wanted, model=files[0].model, load=load)
         return [found[signal] for signal in wanted]
-    options = {"batch_size": audit.batch_size, "queries": audit.queries}
+    options = {"batch_size": audit.batch_size, "queries": audit.queries, "precision": precision}
     return list(signals(network, resident, wanted=wanted, **options))
 
 
