@@ -19,7 +19,7 @@ from trainers.stack import by_onednn, has_onednn, layers_of, linear_layers
 Index = torch.Tensor | np.ndarray | None
 Queries = Literal[1, 2, 18]
 Precision = Literal["float32", "bfloat16"]
-PROBE = 256  # records on which the two precisions are compared
+PROBE = 64  # records on which the two precisions are compared
 TOLERANCE = 0.1  # a log-odds s in bfloat16 is at most this times 1 + |s| away from float32's
 
 
