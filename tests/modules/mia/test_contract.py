@@ -27,6 +27,7 @@ KNOWN = {
     "AttackR": "test_simple_attacks.py::test_attack_r_is_the_share_of_out_references_that_fit_no_better",
     "Calibration": "test_simple_attacks.py::test_calibration_has_its_closed_form_auc_and_tpr",
     "LiRA": "test_lira.py::test_lira_is_its_definition_record_by_record",
+    "MultiLiRA": "test_multi_lira.py::test_multi_lira_is_its_definition_record_by_record",
     "RMIA": "test_rmia.py::test_rmia_is_its_definition_pair_by_pair",
     "BASE": "test_rmia.py::test_offline_base_subtracts_a_scaled_log_mean_of_the_out_references",
     "BaVarIA": "test_lira.py::test_bavaria_is_the_predictive_of_its_prior_record_by_record",
