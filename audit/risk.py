@@ -137,6 +137,8 @@ def _own_p_values(call: Call, seen: Evidence, scores: Float[Array, " N"]) -> Flo
                 rows.append(ATTACKS[call.name](rehearsal, **call.settings))
         except ValueError:
             return None
+        if np.isnan(rows[-1]).any():  # the references were not asked what this attack reads of a target
+            return None
         trained_on.append(member)
     return record_p_values(scores, np.array(rows), np.array(trained_on)) if rows else None
 
