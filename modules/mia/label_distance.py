@@ -40,10 +40,10 @@ def shared(evidence: Evidence, settings: Settings) -> Any:
     min_pairs=lambda settings: 0 if settings["mode"] == ALONE else 1,
     summary="distance of x to the nearest record found that is labelled otherwise (HopSkipJump); label only",
     access="label",
-    cost="up to `queries` (500) labels per record of the target, and one of each population record; with mode offline or "
-    "online the same again of every reference",
-    fails="on records that every model labels wrongly (all at distance 0); on columns of zeros and ones, between which it "
-    "asks; in many dimensions 500 labels find a distance several times too long",
+    cost="up to `queries` (500) labels per record of the target, and one of each population record; with mode offline "
+    "or online the same again of every reference",
+    fails="on records that are labelled wrongly (all at distance 0); on columns of zeros and ones (it asks between); "
+    "in many dimensions 500 labels find a distance several times too long",
     source="Choquette-Choo et al. 2021, arXiv 2007.14321 (boundary distance); Chen et al. 2020, arXiv 1904.02144",
 )
 def label_distance(
@@ -57,7 +57,7 @@ def label_distance(
     """Walk from the nearest known record of another label towards x, along the boundary, and measure what is left.
 
     A record that was trained on lies farther inside its class. One that is labelled wrongly has distance 0. Distances
-    are l2, of images in pixels from 0 to 1, of features in standard deviations of the population.
+    are l2, of images in units of 255 of a pixel, of features in standard deviations of the population.
 
     - mode: alone: the distance, the target alone. offline, online: LiRA on distances, so that what is far from the
       boundary for every model cancels; every reference is then asked as much as the target
