@@ -93,13 +93,13 @@ def test_the_report_says_what_was_asked(finished):
 
 
 def test_a_distance_that_no_reference_was_asked_for_gives_no_p_value_of_its_own(finished):
-    from audit.risk import _own_p_values
+    from audit.risk import _rehearsed
     from core.config import Call
 
     seen, _ = _seen(finished)
     alone, online = (Call("LabelDistance", ATTACKS.bind("LabelDistance", settings)) for settings in ({}, ONLINE))
-    assert _own_p_values(alone, seen, ATTACKS["LabelDistance"](seen)) is None
-    assert _own_p_values(online, seen, ATTACKS["LabelDistance"](seen, **online.settings)) is not None
+    assert _rehearsed(alone, seen) is None
+    assert _rehearsed(online, seen) is not None
 
 
 def test_the_gap_of_labels_is_the_gap_of_accuracies(finished):
