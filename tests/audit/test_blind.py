@@ -150,7 +150,7 @@ def by_lot(tmp_path, drawn=True, **audit):
     text = f"""
 run: {{log_dir: {tmp_path}/run, num_experiments: 2}}
 data: {{dataset: digits}}
-train: {{model_name: mlp, epochs: 1}}
+train: {{model_name: mlp, learning_rate: 0.1, epochs: 1}}
 audit: {{algorithm: LOSS{"".join(f", {key}: {value}" for key, value in audit.items())}}}
 """
     draw = stream(8, "by lot")
