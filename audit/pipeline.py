@@ -74,7 +74,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
             screening = screen(session, targets, tuple(model_rows(session)), seen, risk.order)
-        checks = (*blind.checks(targets), *checks)
+        checks = (*blind.checks(targets, config.audit.blind_baseline), *checks)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
         result = _result(session, targets, sections, checks, risk, screening, timings, where)
@@ -115,8 +115,7 @@ def audit_target(session: Session, target: int) -> TargetResult:
         results.append(AttackResult(label, call.settings, scores, roc(scores, member), summary, notes, seconds))
         low, high = summary.auc.low, summary.auc.high
         log.info("target %d  %-14s AUC %.4f [%.4f, %.4f]  %.2f s", target, label, summary.auc.value, low, high, seconds)
-    told = blind.baseline(session, target) if blind.wanted(session) else None
-    return TargetResult(target, member, tuple(results), told)
+    return TargetResult(target, member, tuple(results), blind.told(session, target))
 
 
 def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tuple[str, ...], float]:
