@@ -47,7 +47,7 @@ class Ray(Block):
     )
     max_in_flight: PositiveInt | Literal["auto"] = Field(
         "auto",
-        description="processes at a time, each with one unit; auto: as many as the cluster has room for, now and later; "
+        description="processes at a time, each with a unit; auto: as many as the cluster has room for, now and later; "
         "a number may be more, for clusters that grow with what is asked of them",
     )
 

@@ -47,6 +47,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         _unfinished.add(name)
+        if _abandoned:
+            raise InUse("this process is told to end")
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
@@ -64,10 +66,13 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 _unfinished: set[str] = set()  # temporary files that this process is writing
+_abandoned = False
 
 
 def abandon() -> None:
-    """Take the unfinished files of this process away: it is about to end, from another thread than the one writing."""
+    """Take the unfinished files of this process away, for it is about to end; said by another thread than writes."""
+    global _abandoned
+    _abandoned = True
     for name in list(_unfinished):
         _remove(name)
 
