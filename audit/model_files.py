@@ -25,6 +25,13 @@ def weights_path(session: Session, model: int) -> Path:
     return folder / (f"model_{model}/adapter_model.safetensors" if peft_of(session) else f"model_{model}.safetensors")
 
 
+def files_of(session: Session, model: int) -> list[Path]:
+    """All files of a finished model: what `training.load_model` reads."""
+    path = weights_path(session, model)
+    config = [path.parent / "adapter_config.json"] if peft_of(session) else []
+    return [*config, path, rundir.stamp_of(path)]
+
+
 def build(session: Session, model: int) -> torch.nn.Module:
     """Model number `model` before its training, on the CPU."""
     import models

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from audit import available, blind, heat_map, label_signals, runtime, text_signals
+from audit import available, blind, engines, heat_map, label_signals, runtime, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
@@ -56,7 +56,12 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
         *(train_device, audit_device),
     )
     missing_models(session)  # refuses a run directory of other settings before anything is written
-    with rundir.lock(config.run.log_dir), kept(config.run.log_dir / "run.log"), rundir.making(not only_report):
+    with (
+        rundir.lock(config.run.log_dir),
+        kept(config.run.log_dir / "run.log"),
+        rundir.making(not only_report),
+        engines.running(config),
+    ):
         where = runtime.begin(config, train_device, only_report)
         with _timed("train models", timings):
             train_missing(session, train_device)
@@ -134,6 +139,7 @@ def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tup
 
 def prepared(config: Config) -> Session:
     """The session of a run, after every check that needs the data. Raises UserError; writes nothing."""
+    engines.check(config)
     session = prepare(config)
     _check_attacks(session)
     if session.given is None:

@@ -158,18 +158,26 @@ def device_of(config: Config, block: str) -> Any:
 
     block = block if getattr(config, block) else "audit"  # where nothing is trained
     name = getattr(config, block).device
-    if name == "auto":
+    if name == "auto" or (config.run.engine == "ray" and name.startswith("cuda")):  # which the nodes are to have
         mps = getattr(torch.backends, "mps", None)
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
-    way_out = "use --set train.device=cpu audit.device=cpu, or `device: auto`"
+    try:
+        return device_named(name)
+    except UserError as error:
+        way_out = "use --set train.device=cpu audit.device=cpu, or `device: auto`"
+        raise config.error(f"{block}.device", f"{error}: {way_out}") from None
+
+
+def device_named(name: str) -> Any:
+    """The torch device of this name. Raises UserError if this machine has none."""
+    import torch
+
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise config.error(
-            f"{block}.device", f"{name!r} cannot be used on this machine ({reason}): {way_out}"
-        ) from None
+        raise UserError(f"{name!r} cannot be used on this machine ({reason})") from None
     return device
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from audit import heat_map, label_signals, text_signals
+from audit.engines import run_units
+from audit.model_files import files_of
 from audit.session import Session
 from audit.training import facts, load_model
-from audit.workers import Lost, run_units
+from audit.workers import Lost
 from core import rundir
 from core.config import Call, Config
 from core.errors import UserError
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+ASKING = "querying models"
 Where = Literal["points", "population"]
 
 
@@ -107,12 +110,27 @@ def compute_missing(session: Session, device: torch.device) -> None:
         return
     start = time.perf_counter()
     text_signals.make_neighbours(session, wanted_of(session.config), device)
-    units = run_units(list(missing.values()), partial(_asker, session), device, session.config.run.workers)
-    for files, failure in progress(units, "querying models", total=len(missing)):
+    lost: dict[int, str] = {}
+    reads = partial(_reads, session)
+    units = run_units(session, list(missing.values()), _asker, "audit", what=ASKING, reads=reads)
+    for files, failure in progress(units, ASKING, total=len(missing)):
         if isinstance(failure, Lost):
-            raise UserError(f"model {files[0].model} could not be asked: {failure.reason}")
+            lost[files[0].model] = failure.reason
+    if lost:
+        reasons = "; ".join(f"model {model}: {why}" for model, why in sorted(lost.items()))
+        raise UserError(f"{len(lost)} of {len(missing)} models could not be asked, the others are. {reasons}")
     seconds = time.perf_counter() - start
     log.info("signals: %d models asked about %d points in %.1f s", len(missing), len(session.points), seconds)
+
+
+def _reads(session: Session, files: list[Wanted]) -> Iterator[Path]:
+    """The files that asking one model for these signals reads."""
+    models = dict.fromkeys([files[0].model])
+    for signal in {wanted.signal: None for wanted in files}:
+        models |= dict.fromkeys(text_signals.others(session, files[0].model, signal))
+        yield from text_signals.reads(session, signal)
+    for model in models:
+        yield from files_of(session, model)
 
 
 def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], None]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audit.engines import places, run_units
 from audit.model_files import build, from_files, to_files, weights_path
 from audit.session import Session
-from audit.workers import Lost, places, run_units
+from audit.workers import Lost
 from core import rundir
 from core.errors import StaleArtefact, UserError
 from core.log import progress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TRAINING = "training models"
 OUT_OF_MEMORY = "out of memory: lower train.batch_size, train.stack or run.workers"
 
 
@@ -73,12 +75,10 @@ def train_missing(session: Session, device: torch.device) -> None:
         log.info("models: all %d are there", len(session.plan.models))
         return
     log.info("models: %d to train, %d there", len(missing), len(session.plan.models) - len(missing))
-    stacks = stacks_of(session, missing, device)
-    units = run_units(
-        stacks, partial(_trainer, session), device, session.config.run.workers, at_least=_at_least(session, missing)
-    )
-    failed: dict[int, str] = {}
-    for stack, failures in progress(units, "training models", total=len(stacks)):
+    stacks = stacks_of(session, missing)
+    at_least, failed = _at_least(session, missing), dict[int, str]()
+    units = run_units(session, stacks, _trainer, "train", what=TRAINING, at_least=at_least)
+    for stack, failures in progress(units, TRAINING, total=len(stacks)):
         lost = isinstance(failures, Lost)
         failed |= dict.fromkeys(stack, failures.reason) if lost else failures
         write_metadata(session)
@@ -94,19 +94,19 @@ def _report(failed: Mapping[int, str], tried: int) -> str:
     return f"{len(failed)} of {tried} models could not be trained, the others are kept. {reasons}"
 
 
-def stacks_of(session: Session, missing: list[int], device: torch.device) -> list[list[int]]:
+def stacks_of(session: Session, missing: list[int]) -> list[list[int]]:
     """The models in the stacks that they are trained in: what a crash can lose at most.
 
     As many stacks as keep all workers busy, of at most the width that the trainer says.
     """
     config, name = session.config, session.config.trainer.name
+    crew, device = places(config, "train")
     if measured := TRAINERS.fact(name, "width"):
         width, how = measured(config.trainer.settings, lambda: build(session, missing[0]), device)
         log.info("models: %s, on %s", how, device)
     else:
         width = TRAINERS.fact(name, "stack", 1)
         width = width(config.trainer.settings) if callable(width) else width
-    crew = len(places(device, config.run.workers))
     rounds = math.ceil(len(missing) / (width * crew))
     count = min(len(missing), rounds * crew)
     return [part.tolist() for part in np.array_split(missing, count)]

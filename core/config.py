@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from core.errors import UserError
@@ -29,6 +29,29 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class Ray(Block):
+    """The cluster of `run.engine: ray`, see documentation/cluster.md."""
+
+    address: str | None = Field(
+        None,
+        description="host:port of the cluster's head, or auto: the cluster that this machine is in; if left out "
+        "$RAY_ADDRESS, and without it this machine alone",
+    )
+    gpus_per_unit: Annotated[float, Ge(0)] | Literal["auto"] = Field(
+        "auto",
+        description="GPUs of each process; below 1 several share one; auto: one where the cluster has any, "
+        "none where devices are cpu",
+    )
+    cpus_per_unit: Annotated[float, Gt(0)] | None = Field(
+        None, description="CPU cores of each process; as many as run.threads if left out"
+    )
+    max_in_flight: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="processes at a time, each with a unit; auto: as many as the cluster has room for, now and later; "
+        "a number may be more, for clusters that grow with what is asked of them",
+    )
+
+
 class Run(Block):
     """The run as a whole."""
 
@@ -42,6 +65,12 @@ class Run(Block):
         "auto",
         description="processes that train and query models, to the same bytes; auto: one for each GPU or free core",
     )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="where models are trained and queried, to the same bytes: local is this machine, ray a cluster "
+        "(pip install -r requirements-ray.txt)",
+    )
+    ray: Ray = Field(Ray(), description="of engine ray: {address, gpus_per_unit, cpus_per_unit, max_in_flight}")
     time_log: bool = Field(True, description="write report/log_time_analysis.log, the seconds of each stage")
 
 
@@ -356,7 +385,9 @@ def _checked(model: type[BaseModel], values: Mapping[str, Any], path: Path_, mis
     try:
         return model(**values)
     except ValidationError as error:
-        mistakes.validation(path, error, list(model.model_fields))
+        defaults = [field.default for field in model.model_fields.values()]
+        inner = [key for value in defaults if isinstance(value, BaseModel) for key in type(value).model_fields]
+        mistakes.validation(path, error, [*model.model_fields, *inner])
         return None
 
 
