@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audit import heat_map, label_signals, text_signals
+from audit import heat_map, label_signals, quantile_signals, text_signals
 from audit.session import Session
 from audit.training import facts, load_model
 from audit.workers import Lost, run_units
@@ -71,7 +71,8 @@ def missing_signals(session: Session) -> dict[int, list[Wanted]]:
 def asked(session: Session, wanted: Wanted) -> bool:
     """Whether there is such a file: not every signal is of the population, or of references."""
     of_set = wanted.where == "points" or wanted.signal.of_population
-    return of_set and text_signals.asked(session, wanted.model, wanted.signal)
+    by_kind = (text_signals.asked, quantile_signals.asked)
+    return of_set and all(asked(session, wanted.model, wanted.signal) for asked in by_kind)
 
 
 def path_of(session: Session, wanted: Wanted) -> Path:
@@ -91,6 +92,7 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         "signal": wanted.signal.name,
         **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
         **label_signals.stamp(session, wanted.signal),
+        **quantile_signals.stamp(session, wanted.signal),
     }
 
 
@@ -129,12 +131,21 @@ def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], N
         return Resident.of(chosen, data.mean, data.std, device)
 
     residents = {where: resident(where) for where in ("points", "population")}
-    return partial(_ask, session, residents, device)
+    regression = quantile_signals.Regression(session, residents["points"], residents["population"])
+    return partial(_ask, session, residents, regression, device)
 
 
-def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:
-    """Ask one model for all of its `files`, and write them."""
+def _ask(
+    session: Session,
+    residents: Mapping[Where, Any],
+    regression: quantile_signals.Regression,
+    device: torch.device,
+    files: list[Wanted],
+) -> None:
+    """Ask one model for all of its `files`, and write them; regressions on its answers last."""
     network = load_model(session, files[0].model, device)
+    last = [wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND]
+    files = [wanted for wanted in files if wanted not in last]
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
         columns = _columns(session, network, residents[where], of_set, device) if of_set else ()
@@ -145,6 +156,11 @@ def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device,
                 session, network, residents[where], _records(session, where), wanted.signal
             )
             _write(session, wanted, column, **asked)
+    for wanted in last:
+        of = Wanted(wanted.model, "population", quantile_signals.of_signal(wanted.signal))
+        value = np.load(path_of(session, of), allow_pickle=False)
+        column, judged = regression.column(wanted.model, wanted.signal, value)
+        _write(session, wanted, column, **judged)
 
 
 def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -> None:
@@ -189,7 +205,10 @@ def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evi
         return np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)
 
     def stack(where: Where, shape: tuple[int, ...]) -> np.ndarray:
-        if signal.kind == "token_divergence" or not (where == "points" or signal.of_population):
+        of_targets = signal.kind == "token_divergence" or not all(
+            asked(session, Wanted(model, "points", signal)) for model in references
+        )
+        if of_targets or not (where == "points" or signal.of_population):
             return np.broadcast_to(np.float32(np.nan), (len(references), *shape))  # takes no memory
         table = np.empty((len(references), *shape), np.float32)
         for row, model in enumerate(references):
