@@ -14,6 +14,14 @@ from core.errors import UserError
 from core.types import LOG_ODDS, Signal
 
 
+# Kinds of signals that need more than answers about the records, and what that is.
+ASKS = {
+    "robust_label": "the models, to ask about altered records",
+    "boundary": "the models, to ask about altered records",
+    "quantiles": "the records themselves, to learn how hard they are",
+}
+
+
 @dataclass(frozen=True)
 class Answers:
     """What every model said of every record of a set: log-odds of the true label, and whole answers if known."""
@@ -54,5 +62,4 @@ class Given:
         return self.pool if where == "points" else self.population
 
     def has(self, signal: Signal) -> bool:
-        asks_again = signal.kind in ("robust_label", "boundary")  # about other records than those that were given
-        return signal == LOG_ODDS or (self.pool.logits is not None and not asks_again)
+        return signal == LOG_ODDS or (self.pool.logits is not None and signal.kind not in ASKS)

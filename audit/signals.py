@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audit import heat_map, label_signals, text_signals
+from audit import heat_map, label_signals, quantile_signals, text_signals
 from audit.engines import run_units
 from audit.model_files import files_of
 from audit.session import Session
@@ -74,7 +74,7 @@ def missing_signals(session: Session) -> dict[int, list[Wanted]]:
 def asked(session: Session, wanted: Wanted) -> bool:
     """Whether there is such a file: not every signal is of the population, or of references."""
     of_set = wanted.where == "points" or wanted.signal.of_population
-    by_kind = (text_signals.asked, label_signals.asked)
+    by_kind = (text_signals.asked, label_signals.asked, quantile_signals.asked)
     return of_set and all(is_asked(session, wanted.model, wanted.signal) for is_asked in by_kind)
 
 
@@ -95,6 +95,7 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         "signal": wanted.signal.name,
         **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
         **label_signals.stamp(session, wanted.signal),
+        **quantile_signals.stamp(session, wanted.signal),
     }
 
 
@@ -131,6 +132,14 @@ def _reads(session: Session, files: list[Wanted]) -> Iterator[Path]:
         yield from text_signals.reads(session, signal)
     for model in models:
         yield from files_of(session, model)
+    for wanted in (wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND):
+        if (regressed := path_of(session, _regressed(wanted))).exists():  # else it is made with the others
+            yield regressed
+
+
+def _regressed(wanted: Wanted) -> Wanted:
+    """What a regression is of: its model's signal of the population."""
+    return Wanted(wanted.model, "population", quantile_signals.of_signal(wanted.signal))
 
 
 def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], None]:
@@ -148,12 +157,21 @@ def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], N
         return Resident.of(chosen, data.mean, data.std, device)
 
     residents = {where: resident(where) for where in ("points", "population")}
-    return partial(_ask, session, residents, device)
+    regression = quantile_signals.Regression(session, residents["points"], residents["population"])
+    return partial(_ask, session, residents, regression, device)
 
 
-def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:
-    """Ask one model for all of its `files`, and write them."""
+def _ask(
+    session: Session,
+    residents: Mapping[Where, Any],
+    regression: quantile_signals.Regression,
+    device: torch.device,
+    files: list[Wanted],
+) -> None:
+    """Ask one model for all of its `files`, and write them; regressions on its answers last."""
     network = load_model(session, files[0].model, device)
+    last = [wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND]
+    files = [wanted for wanted in files if wanted not in last]
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
         columns = _columns(session, network, residents[where], of_set, device) if of_set else ()
@@ -164,6 +182,10 @@ def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device,
                 session, network, residents[where], residents["population"], _records(session, where), wanted.signal
             )
             _write(session, wanted, column, **asked)
+    for wanted in last:
+        value = np.load(path_of(session, _regressed(wanted)), allow_pickle=False)
+        column, judged = regression.column(wanted.model, wanted.signal, value)
+        _write(session, wanted, column, **judged)
 
 
 def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -> None:
@@ -229,7 +251,7 @@ def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evi
         return np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)
 
     def stack(where: Where, shape: tuple[int, ...]) -> np.ndarray:
-        of_targets = signal.kind == "token_divergence" or label_signals.of_targets_only(session, signal)
+        of_targets = not all(asked(session, Wanted(model, "points", signal)) for model in references)
         if of_targets or not (where == "points" or signal.of_population):
             return np.broadcast_to(np.float32(np.nan), (len(references), *shape))  # takes no memory
         table = np.empty((len(references), *shape), np.float32)

@@ -7,8 +7,8 @@ function's keyword-only arguments (see core/registry.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -446,11 +446,18 @@ def _attacks(audit: Audit, origin: Call, mistakes: Mistakes) -> tuple[Call, ...]
         if call.label in calls:
             mistakes.append((path, f"{call.label} is listed twice"))
         calls[call.label] = call
+    calls = {label: _completed(call, calls.values()) for label, call in calls.items()}
     trained = origin.name == TRAINED or "train" in _fact(origin, "blocks", ())
     if trained and (short := [call for call in calls.values() if min_pairs(call) > audit.num_ref_models]):
         needs = " and ".join(f"{call.label} needs {min_pairs(call)}" for call in short)
         mistakes.append((("audit", "num_ref_models"), f"{audit.num_ref_models} is too few: {needs}"))
     return tuple(calls.values())
+
+
+def _completed(call: Call, others: Iterable[Call]) -> Call:
+    """An attack that combines the others of the run gets to know them, where it names none itself."""
+    combines = ATTACKS.fact(call.name, "combines")
+    return replace(call, settings=combines(call.settings, others)) if combines else call
 
 
 def bound_model(written: str | dict[str, Any], path: Path_, source: Source) -> Call:
