@@ -63,19 +63,18 @@ class Found:
 def check(session: Session, **settings: Any) -> None:
     """Everything that can be wrong with the block, at its line; before anything is trained."""
     setup = setup_of(session, **settings)
+    if session.config.origin.name == TRAINED and not session.config.data.owner:
+        say = f"say data.owner: {setup.column}, and they are drawn by owner"
+        raise session.config.error("owners.column", f"memberships are drawn record by record: {say}")
     for target in session.plan.targets:
         share = _share(session, setup, target)
         member = share[(share == 0) | (share == 1)]
         if len(member) < 2 or not 0 < member.sum() < len(member):
-            hint = (
-                "memberships are drawn record by record: say data.owner, and they are drawn by owner"
-                if session.config.origin.name == TRAINED and not session.config.data.owner
-                else "an owner counts whose records were all trained on, or none"
-            )
             raise session.config.error(
                 "owners",
                 f"of the {len(share)} owners in {setup.column!r} model {target} trained on {int((share == 1).sum())} "
-                f"wholly and on {int((share == 0).sum())} not at all, and both are needed: {hint}",
+                f"wholly and on {int((share == 0).sum())} not at all, and both are needed: an owner counts whose records "
+                "were all trained on, or none",
             )
 
 

@@ -52,7 +52,7 @@ class Holdings:
         """Sum over each owner's records."""
         return np.add.reduceat(np.asarray(values)[..., self.order], self.start[:-1], axis=-1)
 
-    def ranked(self, scores: Float[Array, " n"]) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+    def ranked(self, scores: Float[Array, " n"]) -> tuple[Float[Array, " k"], Int[Array, " k"]]:
         """Scores, owner by owner, each owner's largest first; and the rank of each, from 0."""
         of_order = scores[self.order]
         by_owner = np.lexsort((-of_order, self.owners()))

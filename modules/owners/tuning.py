@@ -48,7 +48,7 @@ def tuned(
         if truth.all() or not truth.any():
             continue
         others = pair != pair[r]
-        found.append([_auc(way, r, others, rehearsed, owners, known, held) for way in candidates])
+        found.append([_auc(way, int(r), others, rehearsed, owners, known, held) for way in candidates])
     if not found:
         return None, np.full(len(candidates), np.nan)
     aucs = np.mean(found, axis=0)
