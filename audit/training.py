@@ -315,7 +315,7 @@ def _check_memberships(session: Session) -> None:
     there = np.load(path, mmap_mode="r", allow_pickle=False)
     rows = min(len(there), len(planned))
     if there.shape[1:] != planned.shape[1:] or not np.array_equal(there[:rows], planned[:rows]):
-        why = "another run.random_seed or other data"
+        why = "another run.random_seed or data.owner, or other data"
         raise StaleArtefact(f"{path} was made with {why}: choose another run.log_dir, or delete it")
 
 

@@ -83,6 +83,11 @@ class Data(Block):
     tokenizer: str | None = Field(
         None, description="of texts: a name of the hub or a local directory; the model's own if left out"
     )
+    owner: str | None = Field(
+        None,
+        description="a column of the data: whose record it is. All records of an owner are then in a training set, or "
+        "none: memberships are drawn by owner, as `owners:` needs (documentation/owners.md)",
+    )
     max_length: Annotated[int, Ge(2)] | None = Field(
         None, description="tokens of a text that are used; as many as the model can take if left out"
     )
@@ -200,6 +205,8 @@ class Config:
             "train": ("trainer", self.trainer),
         }
         found: dict[str, Any] = {"run.random_seed": self.run.random_seed}
+        if self.data and self.data.owner:
+            found["data.owner"] = self.data.owner
         for block, (key, call) in calls.items():
             if call:
                 found[f"{block}.{key}".rstrip(".")] = call.name
