@@ -26,7 +26,7 @@ def quick_pictures(monkeypatch):
 
 @pytest.fixture
 def arrays():
-    """Five of ten models know each point; what a model knows of a range shows in the samples more than in the record itself."""
+    """Five of ten models know each point; the samples of a range show it more than the record itself."""
     draw = stream(3, "given ranges")
     member = draw.random((M, N)).argsort(axis=0) < M // 2
     hard = draw.normal(size=N)
