@@ -40,7 +40,7 @@ def told(session: Session, target: int) -> Blind | None:
     seen = views(session, session.points[rows])
     if quick:  # lots leave nothing that needs more than a line to be seen
         seen = {of: (x, _bag_classifier if of == WORDS_OF_TEXTS else _linear) for of, (x, _) in list(seen.items())[:1]}
-    return of_views(seen, member[rows], draw, by_lot=by_lot, all_records=len(member))
+    return of_views(seen, member[rows], draw, by_lot=quick, all_records=len(member))
 
 
 def of_views(

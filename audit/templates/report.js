@@ -11,7 +11,7 @@
   };
   const reachable = (box) => {
     const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
-    const set = { tabindex: "0", role: "region", "aria-label": `Scrolls: ${title(box)}` };
+    const set = { tabindex: "0", role: "group", "aria-label": `Scrolls: ${title(box)}` };
     for (const name in set) scrolls ? box.setAttribute(name, set[name]) : box.removeAttribute(name);
   };
   const watch = new ResizeObserver((seen) => seen.forEach((one) => reachable(one.target)));
