@@ -54,7 +54,7 @@ def answer(options: argparse.Namespace) -> tuple[str, int]:
     experiment = config.load(options.cf, options.set)
     from audit import pipeline
 
-    return (pipeline.check(experiment), 0) if options.check else commands.run(experiment)
+    return (pipeline.check(experiment), 0) if options.check else commands.run(experiment, options.models)
 
 
 if __name__ == "__main__":

@@ -413,10 +413,10 @@ def _named(unit: Any) -> str:
 def _why(error: Exception, node: str) -> str:
     """What Ray says of a worker that is gone, in a line."""
     text = str(error)
-    if "memory" in text.lower() and "OOM" in text:
-        return f"a worker on {node} was killed, for memory was short: lower run.ray.max_in_flight"
-    if "node" in text and ("has died" in text or "was marked dead" in text or "node failure" in text.lower()):
+    if "running low on memory" in text:
+        return f"a worker on {node} was ended, for its memory ran low: lower run.ray.max_in_flight"
+    if any(said in text for said in ("its node has died", "actor's node was", "node it was running on is dead")):
         return f"node {node} died"
     if "died" in text or "unavailable" in text.lower():
-        return f"a worker process on {node} died"
+        return f"a worker process on {node} was killed (its memory may be short), or ended by itself"
     return text.strip().splitlines()[-1]

@@ -16,9 +16,10 @@ from audit import heat_map, label_signals, text_signals
 from audit.engines import run_units
 from audit.model_files import files_of
 from audit.session import Session
-from audit.training import facts, load_model
+from audit.training import Share, facts, load_model
 from audit.workers import Lost
 from core import rundir
+from core.claims import Claims
 from core.config import Call, Config
 from core.errors import UserError
 from core.log import progress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ASKING = "querying models"
+NOT_SHARED = ("token_divergence", "neighbour_log_p")  # of several models; of texts that are made once
 Where = Literal["points", "population"]
 
 
@@ -57,12 +59,12 @@ def wanted_of(config: Config) -> tuple[Signal, ...]:
     return tuple(dict.fromkeys((*signals_of(config.attacks), *shown)))
 
 
-def missing_signals(session: Session) -> dict[int, list[Wanted]]:
+def missing_signals(session: Session, models: Sequence[int] | None = None) -> dict[int, list[Wanted]]:
     """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
     missing: dict[int, list[Wanted]] = {}
     if session.given is not None:
         return missing
-    for model in session.plan.models:
+    for model in session.plan.models if models is None else models:
         for where in ("points", "population"):
             for signal in wanted_of(session.config):
                 wanted = Wanted(model, where, signal)
@@ -101,17 +103,25 @@ def _records(session: Session, where: Where) -> np.ndarray:
     return session.points if where == "points" else session.population
 
 
-def compute_missing(session: Session, device: torch.device) -> None:
-    """Query every model that was not asked yet: one forward pass a query gives all its signals."""
-    missing = missing_signals(session)
+def compute_missing(session: Session, device: torch.device, share: Share | None = None) -> None:
+    """Query every model that was not asked yet: one forward pass a query gives all its signals.
+
+    share: these models only, of which others may ask some at the same time, and the signals that need no other model.
+    """
+    missing = missing_signals(session, share and share.models)
+    if share:
+        alone = {model: [w for w in files if w.signal.kind not in NOT_SHARED] for model, files in missing.items()}
+        missing = {model: files for model, files in alone.items() if files}
     if not missing:
         log.info("signals: all there")
         return
     start = time.perf_counter()
-    text_signals.make_neighbours(session, wanted_of(session.config), device)
+    if share is None:
+        text_signals.make_neighbours(session, wanted_of(session.config), device)
     lost: dict[int, str] = {}
     reads = partial(_reads, session)
-    units = run_units(session, list(missing.values()), _asker, "audit", what=ASKING, reads=reads)
+    setup = _asker if share is None else partial(_asker_of_share, share.claims)
+    units = run_units(session, list(missing.values()), setup, "audit", what=ASKING, reads=reads)
     for files, failure in progress(units, ASKING, total=len(missing)):
         if isinstance(failure, Lost):
             lost[files[0].model] = failure.reason
@@ -148,6 +158,23 @@ def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], N
 
     residents = {where: resident(where) for where in ("points", "population")}
     return partial(_ask, session, residents, device)
+
+
+def _asker_of_share(claims: Claims, session: Session, device: torch.device) -> Callable[[list[Wanted]], None]:
+    return partial(_ask_claimed, claims, session, _asker(session, device))
+
+
+def _ask_claimed(claims: Claims, session: Session, ask: Callable, files: list[Wanted]) -> None:
+    """Ask a model, unless another does, or has."""
+    rundir.hold_of(claims.hold)
+    what = f"signals_{files[0].model}"
+    if not claims.take(what):
+        return
+    try:
+        if files := [one for one in files if not rundir.is_made(path_of(session, one), stamp(session, one))]:
+            ask(files)
+    finally:
+        claims.give_back(what)
 
 
 def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:

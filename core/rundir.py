@@ -116,6 +116,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def write_entries(path: Path, entries: Iterable[tuple[str, Any]]) -> None:
+    """A JSON object of many entries, as `write_json` writes it, with one of them in memory at a time."""
+
+    def write(file: BinaryIO) -> None:
+        before = "{"
+        for key, value in entries:
+            file.write((before + json.dumps({key: value}, indent=2, default=str)[1:-2]).encode())
+            before = ","
+        file.write(b"\n}\n" if before == "," else b"{}\n")
+
+    write_atomic(path, write)
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     write_atomic(path, lambda file: np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False))
 
