@@ -179,17 +179,28 @@ def _ask_claimed(claims: Claims, session: Session, ask: Callable, files: list[Wa
 
 def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device, files: list[Wanted]) -> None:
     """Ask one model for all of its `files`, and write them."""
-    network = load_model(session, files[0].model, device)
+    network, clock = load_model(session, files[0].model, device), _Clock()
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
         columns = _columns(session, network, residents[where], of_set, device) if of_set else ()
         for wanted, column in zip(of_set, columns, strict=True):
-            _write(session, wanted, column)
+            _write(session, wanted, column, seconds=clock.lap())
         for wanted in (w for w in files if w.where == where and w.signal.kind in label_signals.KINDS):
             column, asked = label_signals.column(
                 session, network, residents[where], _records(session, where), wanted.signal
             )
-            _write(session, wanted, column, **asked)
+            _write(session, wanted, column, seconds=clock.lap(), **asked)
+
+
+class _Clock:
+    """Seconds since the last look: what a file took that is written after those before it."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self.last = self.last, time.perf_counter()
+        return round(self.last - before, 4)
 
 
 def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -> None:

@@ -42,6 +42,12 @@ def parser() -> argparse.ArgumentParser:
     )
     main.add_argument("--check", action="store_true", help="check the config, print the plan, and stop")
     main.add_argument(
+        "--probe", action="store_true", help="--check, after training and querying one model: how long will it take?"
+    )
+    main.add_argument(
+        "--like", type=Path, metavar="RUN", help="--check, with the seconds of a model from this run.log_dir"
+    )
+    main.add_argument(
         "--list",
         nargs="+",
         action=_Listed,

@@ -13,7 +13,7 @@ from core.rundir import digest
 HERE = Path(__file__).parent  # of each test's own copy, which all workers see
 
 
-@TRAINERS.register("slow", summary="sgd that takes its time")
+@TRAINERS.register("slow", summary="sgd that takes its time", without_effect=("seconds",))
 def slow(models, data, members, streams, *, seconds: Annotated[float, Ge(0)] = 0.3, epochs: int = 2):
     for member in members:
         name = digest(member)[:8]
