@@ -300,6 +300,7 @@ class Cluster:
         with contextlib.suppress(OSError):
             os.unlink(self.token[0])
         self._end(list(self.crew))
+        rundir.clear(self.run.log_dir)  # and of workers that outlived a driver that was killed
         self.arrays.clear()
         if self.ours:
             self.ray.shutdown()
@@ -399,6 +400,8 @@ def _connect(config: Config) -> None:
 
 
 def _token(log_dir: Path) -> tuple[str, str]:
+    for left in log_dir.glob(".shared-*"):  # by a driver that was killed
+        left.unlink(missing_ok=True)
     path, content = log_dir.absolute() / f".shared-{secrets.token_hex(8)}", secrets.token_hex(16)
     rundir.write_text(path, content)
     return str(path), content

@@ -301,7 +301,7 @@ def lock(folder: Path) -> Iterator[None]:
         if note:
             log.info("%s: %s did not come to its end; this run continues", folder, _who(note))
         if claims.forget(folder) or note:
-            _clear(folder)
+            clear(folder)
         own = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
         _note(file, own)
         try:
@@ -388,8 +388,8 @@ def _is_alive(note: str) -> bool:
     return holder["pid"] != os.getpid()
 
 
-def _clear(folder: Path) -> None:
-    """Delete the temporary files of a process that was killed."""
+def clear(folder: Path) -> None:
+    """Delete the temporary files of processes that were killed."""
     for path in folder.rglob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             with suppress(OSError):
