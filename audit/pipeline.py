@@ -19,7 +19,7 @@ from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Sec
 from audit.risk import assess
 from audit.screening import screen
 from audit.session import Session, device_of, make_reproducible, prepare
-from audit.signals import compute_missing, evidence, missing_signals, signals_of, wanted_of
+from audit.signals import compute_missing, evidence, labels_spent, missing_signals, signals_of, wanted_of
 from audit.training import missing_models, model_rows, train_missing
 from core import rundir
 from core.config import TRAINED, Call, Config
@@ -80,7 +80,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
             screening = screen(session, targets, tuple(model_rows(session)), seen, risk.order)
-        checks = (*blind.checks(targets), *checks)
+        checks = (*blind.checks(targets, config.audit.blind_baseline), *checks)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
         result = _result(session, targets, sections, checks, risk, screening, timings, where)
@@ -117,11 +117,11 @@ def audit_target(session: Session, target: int) -> TargetResult:
     for call, (scores, notes, seconds) in zip(calls, attacked, strict=True):
         label = call.name if names.count(call.name) == 1 else call.label
         summary = summarise(scores, member, nominal_fprs=NOMINAL_FPRS)
+        notes = (*notes, *labels_spent(session, target, call))
         results.append(AttackResult(label, call.settings, scores, roc(scores, member), summary, notes, seconds))
         low, high = summary.auc.low, summary.auc.high
         log.info("target %d  %-14s AUC %.4f [%.4f, %.4f]  %.2f s", target, label, summary.auc.value, low, high, seconds)
-    told = blind.baseline(session, target) if blind.wanted(session) else None
-    return TargetResult(target, member, tuple(results), told)
+    return TargetResult(target, member, tuple(results), blind.told(session, target))
 
 
 def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tuple[str, ...], float]:

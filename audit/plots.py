@@ -33,7 +33,7 @@ MEMBER, NON_MEMBER = "#d55e00", "#0072b2"
 
 # Blue, vermillion, green, purple, ochre, cyan, rose: apart for every common colour blindness, and against both
 # white and dark. From the eighth attack on, the dashes differ.
-COLOURS = ("#1773b8", "#d55e00", "#009e73", "#9a5fc0", "#b07d00", "#2fa4c7", "#c4507f")
+COLOURS = ("#1773b8", "#d55e00", "#009e73", "#9a5fc0", "#b07d00", "#2799bb", "#c4507f")
 DASHES = ("solid", (0, (5, 1.6)), (0, (1.5, 1.3)), (0, (6, 1.5, 1.5, 1.5)))
 PLAIN_BOX = (0.175, 0.11, 0.765, 0.86)  # of a figure without a legend: left, bottom, width, height
 LINEAR_START = -0.008  # of the linear axis of FPRs: a curve that rises at 0 is seen to do so
@@ -229,7 +229,7 @@ def _mark_unresolvable(axes: Axes, start: float, end: float) -> None:
     axes.axvspan(start, end, facecolor=MUTED, alpha=0.13, linewidth=0, zorder=0)
     middle = math.sqrt(start * end)
     text = "not resolvable:\nunder 10 false\npositives"
-    axes.text(middle, 0.98, text, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8, color=MUTED)
+    axes.text(middle, 0.98, text, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8, color=INK)
 
 
 def _from_left(curve: Curve) -> tuple[Float[Array, " G1"], Float[Array, " G1"]]:

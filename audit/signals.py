@@ -76,7 +76,8 @@ def missing_signals(session: Session, models: Sequence[int] | None = None) -> di
 def asked(session: Session, wanted: Wanted) -> bool:
     """Whether there is such a file: not every signal is of the population, or of references."""
     of_set = wanted.where == "points" or wanted.signal.of_population
-    return of_set and text_signals.asked(session, wanted.model, wanted.signal)
+    by_kind = (text_signals.asked, label_signals.asked)
+    return of_set and all(is_asked(session, wanted.model, wanted.signal) for is_asked in by_kind)
 
 
 def path_of(session: Session, wanted: Wanted) -> Path:
@@ -187,7 +188,7 @@ def _ask(session: Session, residents: Mapping[Where, Any], device: torch.device,
             _write(session, wanted, column, seconds=clock.lap())
         for wanted in (w for w in files if w.where == where and w.signal.kind in label_signals.KINDS):
             column, asked = label_signals.column(
-                session, network, residents[where], _records(session, where), wanted.signal
+                session, network, residents[where], residents["population"], _records(session, where), wanted.signal
             )
             _write(session, wanted, column, seconds=clock.lap(), **asked)
 
@@ -228,6 +229,27 @@ def _columns(
     return list(signals(network, resident, wanted=wanted, **options))
 
 
+def labels_spent(session: Session, target: int, call: Call) -> tuple[str, ...]:
+    """In words, the labels that an attack on labels cost of a target and of its references; nothing of others."""
+    if ATTACKS.fact(call.name, "access") != "label" or session.given is not None:
+        return ()
+
+    def spent(model: int) -> Mapping[str, int]:
+        wanted = [Wanted(model, "points", signal) for signal in ATTACKS.fact(call.name, "signals")(call.settings)]
+        stamps = [rundir.read_stamp(path_of(session, one)) for one in wanted if asked(session, one)]
+        facts = [stamp["facts"] for stamp in stamps if stamp]
+        return {key: sum(of.get(key, 0) for of in facts) for key in ("labels asked for", "most labels of one record")}
+
+    of_target, points = spent(target), len(session.points)
+    most = of_target["most labels of one record"] or -(-of_target["labels asked for"] // points)
+    said = f"{of_target['labels asked for']:,} labels of the target, at most {most:,} about one record"
+    reads = ATTACKS.fact(call.name, "asks_references", lambda settings: call.settings.get("mode", "alone") != "alone")
+    references = session.plan.references_of(target)
+    if not (reads(call.settings) and references):
+        return (said,)
+    return (f"{said}; {sum(spent(m)['labels asked for'] for m in references):,} of {len(references)} references",)
+
+
 def evidence(session: Session, target: int) -> Evidence:
     """What an attacker may see of `target`: read from the signal files, the target's own membership left out."""
     first, *others = wanted_of(session.config)
@@ -245,7 +267,8 @@ def _evidence(session: Session, target: int, signal: Signal, also: dict[str, Evi
         return np.load(path_of(session, Wanted(model, where, signal)), allow_pickle=False)
 
     def stack(where: Where, shape: tuple[int, ...]) -> np.ndarray:
-        if signal.kind == "token_divergence" or not (where == "points" or signal.of_population):
+        of_targets = signal.kind == "token_divergence" or label_signals.of_targets_only(session, signal)
+        if of_targets or not (where == "points" or signal.of_population):
             return np.broadcast_to(np.float32(np.nan), (len(references), *shape))  # takes no memory
         table = np.empty((len(references), *shape), np.float32)
         for row, model in enumerate(references):

@@ -17,6 +17,7 @@ from numpy import ndarray as Array
 
 from audit.results import AttackResult, AuditResult, TargetResult
 from core.metrics import across_models, auc_interval, tpr_at_fpr
+from core.registry import ATTACKS
 from core.types import Estimate, OperatingPoint
 
 Row = dict[str, Any]
@@ -75,7 +76,8 @@ def averages(result: AuditResult) -> tuple[AttackAverage, ...]:
     by_attack = zip(*(target.attacks for target in result.targets), strict=True)
     found = [_average_attack(order, attacks) for order, attacks in enumerate(by_attack)]
     blind = [target.blind.auc for target in result.targets if target.blind]
-    return tuple(replace(row, blind=_average(blind, row.level)) if blind else row for row in found)
+    of_all = len(blind) == len(result.targets)  # where lots were drawn it looks at one: that stands in the checks alone
+    return tuple(replace(row, blind=_average(blind, row.level)) if of_all else row for row in found)
 
 
 def by_strength(rows: Sequence[AttackAverage]) -> list[AttackAverage]:
@@ -174,6 +176,29 @@ def verdict(result: AuditResult, ranked: Sequence[AttackAverage]) -> Verdict:
         point=min((p for p in ranked[0].at_fpr if p.resolvable), key=lambda p: p.nominal_fpr, default=None),
         backwards=tuple(row.attack for row in ranked if row.auc.interval.high < 0.5),
     )
+
+
+OTHER_AUDITS = {
+    "ramia": "whether near copies of training records can be recognised (ramia)",
+    "duci": "how much of a dataset the model used (duci)",
+    "dp_audit": "whether a promise of differential privacy is kept (dp_audit)",
+}
+
+
+def not_tested(result: AuditResult) -> list[str]:
+    """What this audit does not speak of, in words: a reader must not take silence for an all-clear."""
+    ran = {section.name for section in result.sections}
+    attacks = {attack.attack.partition(" (")[0] for attack in result.targets[0].attacks}
+    inside = any(name in ATTACKS and ATTACKS.fact(name, "access") in INSIDE for name in attacks)
+    return [
+        *([] if inside else ["attackers who see the model's weights, its gradients or its training"]),
+        "whether records can be reconstructed, or unknown attributes of them inferred",
+        *(said for name, said in OTHER_AUDITS.items() if name not in ran),
+        "models trained in another way, or on other data, than those listed here",
+    ]
+
+
+INSIDE = ("training", "white box")
 
 
 def strongest_of(target: TargetResult) -> int:

@@ -137,8 +137,9 @@ class Audit(Block):
     )
     blind_baseline: bool | None = Field(
         None,
-        description="print beside each attack the AUC of classifiers that see the records and never the model; if left "
-        "out, where the members were given and not drawn by lot by this tool",
+        description="compare with classifiers that see the records and never the model; true: of every target, beside "
+        "each attack; if left out so where the members were given, and as a check on 2,000 records of the first target "
+        "where this tool drew them by lot",
     )
     token_heat_map: NonNegativeInt = Field(
         0, description="of texts: how many of the most exposed records the report shows, coloured token by token"

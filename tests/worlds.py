@@ -51,6 +51,29 @@ def gaussian_world(
     return Evidence(log_odds(member), log_odds(trained_on), trained_on, z[0], z[1:]), member
 
 
+def vector_world(
+    seed: int,
+    n_points: int,
+    pairs: int,
+    shift: Float[Array, " d"],
+    covariance: Float[Array, "#N d d"],
+    *,
+    names: tuple[str, ...] = ("log_odds", "hinge", "modified_entropy"),
+    tau: float = 1.0,
+) -> tuple[Evidence, Bool[Array, " N"]]:
+    """As `gaussian_world`, d signals at once: t_j + N(0, covariance), or t_j + N(shift, covariance) of members."""
+    draw, d = stream(seed, "vector_world"), len(shift)
+    halves = np.array([draw.permutation(n_points) < n_points // 2 for _ in range(pairs + 1)])
+    member, trained_on = halves[0], np.stack([halves[1:], ~halves[1:]], axis=1).reshape(2 * pairs, n_points)
+    root, difficulty = np.linalg.cholesky(covariance), tau * draw.standard_normal((n_points, d))
+    trained = np.concatenate([member[None], trained_on])
+    noise = (root @ draw.standard_normal((*trained.shape, d, 1)))[..., 0]
+    signals = np.float32(difficulty + trained[..., None] * shift + noise)
+    none = np.zeros((2 * pairs + 1, 1, 0), np.float32)
+    of = [Evidence(signals[:1, :, k], signals[1:, None, :, k], trained_on, none[0], none[1:]) for k in range(d)]
+    return replace(of[0], also={Signal(name).name: one for name, one in zip(names[1:], of[1:], strict=True)}), member
+
+
 def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
     """The evidence with further signals, as two-class models with logits (log-odds, 0) would give them.
 
@@ -110,6 +133,10 @@ def two_class(signal: Signal, log_odds: np.ndarray) -> np.ndarray:
         log_loss = np.where(log_odds > 40, -log_odds, np.log(-log_expit(np.minimum(log_odds, 40))))
         return -np.log(2) - log_expit(-log_odds) - log_loss
     u = log_odds / signal.temperature
+    if signal.kind == "entropy":  # H = p softplus(-u) + (1 - p) softplus(u)
+        u = np.abs(u)
+        small = np.where(u > 40, -u, np.log(-log_expit(np.minimum(u, 40))))  # log softplus(-u)
+        return -np.logaddexp(log_expit(u) + small, log_expit(-u) + np.log(-log_expit(-u)))
     if signal.kind == "taylor":
         return np.log(sum((u - signal.margin) ** i / factorial(i) for i in range(signal.order + 1)))
     return u

@@ -27,6 +27,7 @@ KNOWN = {
     "AttackR": "test_simple_attacks.py::test_attack_r_is_the_share_of_out_references_that_fit_no_better",
     "Calibration": "test_simple_attacks.py::test_calibration_has_its_closed_form_auc_and_tpr",
     "LiRA": "test_lira.py::test_lira_is_its_definition_record_by_record",
+    "MultiLiRA": "test_multi_lira.py::test_multi_lira_is_its_definition_record_by_record",
     "RMIA": "test_rmia.py::test_rmia_is_its_definition_pair_by_pair",
     "BASE": "test_rmia.py::test_offline_base_subtracts_a_scaled_log_mean_of_the_out_references",
     "BaVarIA": "test_lira.py::test_bavaria_is_the_predictive_of_its_prior_record_by_record",
@@ -42,6 +43,7 @@ KNOWN = {
     "WBC": "test_text_attacks.py::test_wbc_slides_every_window_over_every_record",
     "zlib": "test_text_attacks.py::test_zlib_is_the_log_likelihood_over_the_compressed_size",
     "LabelGap": "test_label_only.py::test_the_gap_attack_has_its_closed_form_auc",
+    "LabelDistance": "test_label_only.py::test_the_distance_attack_has_its_closed_form_auc",
     "LabelRobustness": "test_label_only.py::test_label_robustness_is_its_definition_record_by_record",
 }
 

@@ -35,9 +35,16 @@ VARIANTS = [
     ("BASE", {"temperature": 1.0}),
     ("BaVarIA", {"mode": "offline"}),
     ("BaVarIA", {"predictive": "n"}),
+    ("MultiLiRA", {"mode": "offline"}),
+    ("MultiLiRA", {"signals": ("log_odds", "entropy", "loss"), "variance": "global"}),
+    ("MultiLiRA", {"signals": ("log_odds", "loss"), "correlation": "none"}),
+    ("MultiLiRA", {"correlation": "shrunk", "variance": "per_record"}),
+    ("MultiLiRA", {"correlation": "shrunk", "variance": "per_record", "mode": "offline"}),
     ("LabelRobustness", {"mode": "shadow"}),
     ("LabelRobustness", {"mode": "offline"}),
     ("LabelRobustness", {"mode": "online"}),
+    ("LabelDistance", {"mode": "offline"}),
+    ("LabelDistance", {"mode": "online"}),
 ]
 SEES_LABELS = [name for name in ON_LABELS if ATTACKS.fact(name, "access") == "label"]  # few different scores
 every_attack = pytest.mark.parametrize(("name", "given"), VARIANTS, ids=lambda v: str(v))
@@ -135,7 +142,7 @@ def test_a_point_keeps_its_score_when_the_target_changes_its_mind_about_others(n
 def test_a_point_better_fitted_by_the_target_scores_no_lower(name, given):
     """One-sided: only a likelihood ratio with its own IN variance may call a fit too good for a member."""
     online = ATTACKS.bind(name, given).get("mode") == "online"
-    if name in ("LiRA", "BaVarIA", *SEES_LABELS) and online:
+    if name in ("LiRA", "BaVarIA", "MultiLiRA", *SEES_LABELS) and online:
         pytest.skip("the ratio of two Gaussians of different variance is not monotone")
     if "taylor" in given.get("probability", ""):
         pytest.skip("an even Taylor polynomial of the logits is not monotone")
