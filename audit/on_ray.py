@@ -234,6 +234,9 @@ class Cluster:
             log.warning("%s: %s; it is done again", _named(stage.units[index]), last)
             return
         log.error("%s: %s", _named(stage.units[index]), answer.value)
+        stage.given_up += 1
+        if stage.given_up >= TRIES and not stage.board.done:
+            raise UserError(f"the first {stage.given_up} units failed {TRIES} times each, as others would: {last}")
         yield index, Lost(f"{TRIES} times: {last}")
 
     # --- workers ---------------------------------------------------------------------------------------------------
@@ -334,6 +337,7 @@ class _Stage:
     todo: deque[int] = field(init=False)
     tries: Counter[int] = field(default_factory=Counter)
     avoid: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    given_up: int = 0
     shipped: Shipped = field(init=False)
     number: int = field(init=False)
 
