@@ -6,12 +6,3 @@ from core.registry import TRAINERS
 @TRAINERS.register("mock", summary="hands the models back as they came")
 def mock(models, data, members, streams, *, epochs: int = 1):
     return models
-
-
-def nothing(session, device):
-    """For units that do nothing."""
-    return do_nothing
-
-
-def do_nothing(unit):
-    return None
