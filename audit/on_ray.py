@@ -234,6 +234,9 @@ class Cluster:
             log.warning("%s: %s; it is done again", _named(stage.units[index]), last)
             return
         log.error("%s: %s", _named(stage.units[index]), answer.value)
+        stage.given_up += 1
+        if stage.given_up >= TRIES and not stage.board.done:
+            raise UserError(f"the first {stage.given_up} units failed {TRIES} times each, as others would: {last}")
         yield index, Lost(f"{TRIES} times: {last}")
 
     # --- workers ---------------------------------------------------------------------------------------------------
@@ -300,6 +303,7 @@ class Cluster:
         with contextlib.suppress(OSError):
             os.unlink(self.token[0])
         self._end(list(self.crew))
+        rundir.clear(self.run.log_dir)  # and of workers that outlived a driver that was killed
         self.arrays.clear()
         if self.ours:
             self.ray.shutdown()
@@ -333,6 +337,7 @@ class _Stage:
     todo: deque[int] = field(init=False)
     tries: Counter[int] = field(default_factory=Counter)
     avoid: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    given_up: int = 0
     shipped: Shipped = field(init=False)
     number: int = field(init=False)
 
@@ -399,6 +404,8 @@ def _connect(config: Config) -> None:
 
 
 def _token(log_dir: Path) -> tuple[str, str]:
+    for left in log_dir.glob(".shared-*"):  # by a driver that was killed
+        left.unlink(missing_ok=True)
     path, content = log_dir.absolute() / f".shared-{secrets.token_hex(8)}", secrets.token_hex(16)
     rundir.write_text(path, content)
     return str(path), content
@@ -413,10 +420,10 @@ def _named(unit: Any) -> str:
 def _why(error: Exception, node: str) -> str:
     """What Ray says of a worker that is gone, in a line."""
     text = str(error)
-    if "memory" in text.lower() and "OOM" in text:
-        return f"a worker on {node} was killed, for memory was short: lower run.ray.max_in_flight"
-    if "node" in text and ("has died" in text or "was marked dead" in text or "node failure" in text.lower()):
+    if "running low on memory" in text:
+        return f"a worker on {node} was ended, for its memory ran low: lower run.ray.max_in_flight"
+    if any(said in text for said in ("its node has died", "actor's node was", "node it was running on is dead")):
         return f"node {node} died"
     if "died" in text or "unavailable" in text.lower():
-        return f"a worker process on {node} died"
+        return f"a worker process on {node} was killed (its memory may be short), or ended by itself"
     return text.strip().splitlines()[-1]

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from audit import available, blind, engines, heat_map, label_signals, quantile_signals, runtime, text_signals
+from audit import available, blind, engines, heat_map, label_signals, planner, quantile_signals, runtime, text_signals
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
@@ -220,8 +221,12 @@ def _result(
     )
 
 
-def check(config: Config) -> str:
-    """What a run would do, and what of it is done. Raises UserError as the run would; writes nothing."""
+def check(config: Config, *, probe: bool = False, like: Path | None = None) -> str:
+    """What a run would do and take, and what of it is done. Raises UserError as the run would; writes nothing, but
+    the first model with `probe`. like: another run, whose seconds are taken.
+    """
+    if (probe or like) and config.origin.name != TRAINED:
+        raise UserError(f"--probe and --like: with audit.source: {config.origin.name} no plan of models is trained")
     if config.origin.name != TRAINED and (own := SOURCES.fact(config.origin.name, "check")):
         return own(config)
     make_reproducible(config.run.threads)
@@ -230,14 +235,16 @@ def check(config: Config) -> str:
     config = session.config
     if session.given is not None:
         return "\n".join([*config.warnings(), *given_lines(session), *available.lines(session)])
+    if probe:
+        planner.probe(session)
     to_train = missing_models(session)
     data, plan = session.data, session.plan
     network = build(session, 0)
-    size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
-    weights = size(
+    bytes_of = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
+    weights = bytes_of(
         network.parameters() if not peft_of(session) else (p for p in network.parameters() if p.requires_grad)
     )
-    base = size(network.parameters()) - weights
+    base = bytes_of(network.parameters()) - weights
     points = len(session.points) + len(session.population)
     signals = 4 * points * config.audit.queries * len(wanted_of(config))
     more = [
@@ -262,12 +269,14 @@ def check(config: Config) -> str:
             f"{name:<10}{one.models} {one.what}: {one.models - one.to_train} trained, {one.to_train} to train"
             for name, one in more
         ),
-        f"disk      about {_size(len(plan.models) * (weights + signals) + kept)} in {config.run.log_dir}",
-        f"memory    about {_size(memory)} beside what torch needs itself",
+        f"disk      about {planner.size(len(plan.models) * (weights + signals) + kept)} in {config.run.log_dir}",
+        f"memory    about {planner.size(memory)} beside what torch needs itself",
     ]
     if not to_train:
         to_ask = len(missing_signals(session))
         lines.append(f"signals   {len(plan.models) - to_ask} models asked, {to_ask} to ask")
+    of_one = {"weights": weights, "signals": signals, "memory": memory}
+    lines += planner.lines(session, [one for _, one in more], **of_one, like=like)
     return "\n".join([*lines, *available.lines(session)])
 
 
@@ -296,11 +305,3 @@ def _references(session: Session) -> str:
 def _to_do(session: Session, missing: list[int]) -> str:
     given = sum(session.brought_from(model) is not None for model in missing)
     return f"{len(missing) - given} to train" + (f", {given} given ones to read" if given else "")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

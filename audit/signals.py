@@ -16,9 +16,10 @@ from audit import heat_map, label_signals, quantile_signals, text_signals
 from audit.engines import run_units
 from audit.model_files import files_of
 from audit.session import Session
-from audit.training import facts, load_model
+from audit.training import Share, facts, load_model
 from audit.workers import Lost
 from core import rundir
+from core.claims import Claims
 from core.config import Call, Config
 from core.errors import UserError
 from core.log import progress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ASKING = "querying models"
+NOT_SHARED = ("token_divergence", "neighbour_log_p")  # of several models; of texts that are made once
 Where = Literal["points", "population"]
 
 
@@ -57,12 +59,12 @@ def wanted_of(config: Config) -> tuple[Signal, ...]:
     return tuple(dict.fromkeys((*signals_of(config.attacks), *shown)))
 
 
-def missing_signals(session: Session) -> dict[int, list[Wanted]]:
+def missing_signals(session: Session, models: Sequence[int] | None = None) -> dict[int, list[Wanted]]:
     """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
     missing: dict[int, list[Wanted]] = {}
     if session.given is not None:
         return missing
-    for model in session.plan.models:
+    for model in session.plan.models if models is None else models:
         for where in ("points", "population"):
             for signal in wanted_of(session.config):
                 wanted = Wanted(model, where, signal)
@@ -103,17 +105,25 @@ def _records(session: Session, where: Where) -> np.ndarray:
     return session.points if where == "points" else session.population
 
 
-def compute_missing(session: Session, device: torch.device) -> None:
-    """Query every model that was not asked yet: one forward pass a query gives all its signals."""
-    missing = missing_signals(session)
+def compute_missing(session: Session, device: torch.device, share: Share | None = None) -> None:
+    """Query every model that was not asked yet: one forward pass a query gives all its signals.
+
+    share: these models only, of which others may ask some at the same time, and the signals that need no other model.
+    """
+    missing = missing_signals(session, share and share.models)
+    if share:
+        alone = {model: [w for w in files if w.signal.kind not in NOT_SHARED] for model, files in missing.items()}
+        missing = {model: files for model, files in alone.items() if files}
     if not missing:
         log.info("signals: all there")
         return
     start = time.perf_counter()
-    text_signals.make_neighbours(session, wanted_of(session.config), device)
+    if share is None:
+        text_signals.make_neighbours(session, wanted_of(session.config), device)
     lost: dict[int, str] = {}
     reads = partial(_reads, session)
-    units = run_units(session, list(missing.values()), _asker, "audit", what=ASKING, reads=reads)
+    setup = _asker if share is None else partial(_asker_of_share, share.claims)
+    units = run_units(session, list(missing.values()), setup, "audit", what=ASKING, reads=reads)
     for files, failure in progress(units, ASKING, total=len(missing)):
         if isinstance(failure, Lost):
             lost[files[0].model] = failure.reason
@@ -161,6 +171,23 @@ def _asker(session: Session, device: torch.device) -> Callable[[list[Wanted]], N
     return partial(_ask, session, residents, regression, device)
 
 
+def _asker_of_share(claims: Claims, session: Session, device: torch.device) -> Callable[[list[Wanted]], None]:
+    return partial(_ask_claimed, claims, session, _asker(session, device))
+
+
+def _ask_claimed(claims: Claims, session: Session, ask: Callable, files: list[Wanted]) -> None:
+    """Ask a model, unless another does, or has."""
+    rundir.hold_of(claims.hold)
+    what = f"signals_{files[0].model}"
+    if not claims.take(what):
+        return
+    try:
+        if files := [one for one in files if not rundir.is_made(path_of(session, one), stamp(session, one))]:
+            ask(files)
+    finally:
+        claims.give_back(what)
+
+
 def _ask(
     session: Session,
     residents: Mapping[Where, Any],
@@ -169,23 +196,34 @@ def _ask(
     files: list[Wanted],
 ) -> None:
     """Ask one model for all of its `files`, and write them; regressions on its answers last."""
-    network = load_model(session, files[0].model, device)
+    network, clock = load_model(session, files[0].model, device), _Clock()
     last = [wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND]
     files = [wanted for wanted in files if wanted not in last]
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
         columns = _columns(session, network, residents[where], of_set, device) if of_set else ()
         for wanted, column in zip(of_set, columns, strict=True):
-            _write(session, wanted, column)
+            _write(session, wanted, column, seconds=clock.lap())
         for wanted in (w for w in files if w.where == where and w.signal.kind in label_signals.KINDS):
             column, asked = label_signals.column(
                 session, network, residents[where], residents["population"], _records(session, where), wanted.signal
             )
-            _write(session, wanted, column, **asked)
+            _write(session, wanted, column, seconds=clock.lap(), **asked)
     for wanted in last:
         value = np.load(path_of(session, _regressed(wanted)), allow_pickle=False)
         column, judged = regression.column(wanted.model, wanted.signal, value)
-        _write(session, wanted, column, **judged)
+        _write(session, wanted, column, seconds=clock.lap(), **judged)
+
+
+class _Clock:
+    """Seconds since the last look: what a file took that is written after those before it."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self.last = self.last, time.perf_counter()
+        return round(self.last - before, 4)
 
 
 def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -> None:

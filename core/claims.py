@@ -132,7 +132,7 @@ def _beat(path: Path, done: threading.Event) -> None:
 def alive(folder: Path) -> list[str]:
     """Those who share `folder` and live, in words."""
     claims = folder / ".claims"
-    people = sorted(claims.glob(f"*{PERSON}")) if claims.is_dir() else []
+    people = list(claims.glob(f"*{PERSON}")) if claims.is_dir() else []
     if not people:
         return []
     probe = claims / ".clock"
@@ -140,7 +140,7 @@ def alive(folder: Path) -> list[str]:
         probe.touch()
     now = _clock(probe)
     probe.unlink(missing_ok=True)
-    return [_in_words(path) for path in people if _lives(path, now)]
+    return sorted(_in_words(path) for path in people if _lives(path, now))
 
 
 def forget(folder: Path) -> bool:

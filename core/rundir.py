@@ -116,6 +116,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
+def write_entries(path: Path, entries: Iterable[tuple[str, Any]]) -> None:
+    """A JSON object of many entries, as `write_json` writes it, with one of them in memory at a time."""
+
+    def write(file: BinaryIO) -> None:
+        before = "{"
+        for key, value in entries:
+            file.write((before + json.dumps({key: value}, indent=2, default=str)[1:-2]).encode())
+            before = ","
+        file.write(b"\n}\n" if before == "," else b"{}\n")
+
+    write_atomic(path, write)
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     write_atomic(path, lambda file: np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False))
 
@@ -288,7 +301,7 @@ def lock(folder: Path) -> Iterator[None]:
         if note:
             log.info("%s: %s did not come to its end; this run continues", folder, _who(note))
         if claims.forget(folder) or note:
-            _clear(folder)
+            clear(folder)
         own = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
         _note(file, own)
         try:
@@ -375,8 +388,8 @@ def _is_alive(note: str) -> bool:
     return holder["pid"] != os.getpid()
 
 
-def _clear(folder: Path) -> None:
-    """Delete the temporary files of a process that was killed."""
+def clear(folder: Path) -> None:
+    """Delete the temporary files of processes that were killed."""
     for path in folder.rglob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             with suppress(OSError):
