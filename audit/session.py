@@ -33,9 +33,10 @@ log = logging.getLogger(__name__)
 class Brought:
     """A model that was trained elsewhere."""
 
-    path: Path
-    sha256: str  # of the file
+    path: Path  # of a file of weights, or of a folder as transformers or PEFT save it
+    sha256: str  # of the file, or of those in the folder
     told: Mapping[str, Any]  # what its metadata say of how it was trained
+    peft: Mapping[str, Any] | None = None  # the settings of its adapters, if it is some on a base
 
 
 @dataclass(frozen=True)
