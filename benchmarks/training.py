@@ -1,6 +1,6 @@
 """Training many small models: ours on the cores there are, against a plain DataLoader loop.
 
-python -m benchmarks.training [--full] [--profile] [--only NAME] [--seconds cpu]
+python -m benchmarks.training [--full] [--profile] [--widths] [--only NAME] [--seconds cpu]
 
 Two peers, written here: `strict` trains one model after another on one thread, with a DataLoader without workers and
 without any evaluation; `shipped` is the same with four loader workers and a test pass after every epoch, as the
@@ -10,7 +10,8 @@ A peer trains one model in each round and its seconds are multiplied by M: it tr
 else could come out. Ours are M models on worker processes of one thread each; starting them and putting the data in
 place counts. bfloat16 is timed on CPUs that have units for it.
 
---profile shows where a step's time goes, by operation. --seconds cpu: CPU seconds of one process, ours too.
+--profile shows where a step's time goes, by operation. --widths: CPU seconds a model by how many are trained at once,
+what `train.stack: auto` chooses by. --seconds cpu: CPU seconds of one process, ours too.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.side_by_side import Row, header, last_line, one_thread, show, side_by_side
+from benchmarks.side_by_side import Row, header, last_line, one_thread, seconds, show, side_by_side
 
 ROUNDS = 7
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
@@ -48,6 +50,7 @@ WRN_8 = Case("WRN-28-1, 8x8", "wrn28-1", {}, (1, 8, 8), 10, 256, 128, 2.0, 2.0)
 CNN_32 = Case("CNN 32-64, 32x32", "cnn", {"channels": (32, 64)}, (3, 32, 32), 10, 512, 128, 2.0, 2.0)
 WRN_32 = Case("WRN-28-1, 32x32", "wrn28-1", {}, (3, 32, 32), 10, 128, 64, 2.2, 2.2)
 SMALL = [(MLP, (1, 4, 16, 64)), (CNN_8, (1, 16, 64)), (WRN_8, (1, 64)), (CNN_32, (1, 64)), (WRN_32, (1, 64))]
+MLP_64 = Case("MLP 64-32-10", "mlp", {"hidden": (32,)}, (64,), 10, 1024, 64, None)
 FULL = [(case, (1, 4, 16, 64)) for case in (MLP, CNN_8, WRN_8, CNN_32, WRN_32)]
 TRAINING = {"epochs": 1, "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
@@ -252,10 +255,23 @@ def profile(cases: list[Case]) -> None:
         print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=45))
 
 
+def widths(rounds: int) -> None:
+    """CPU milliseconds a model on one thread, 64 perceptrons in stacks of each width, by turns."""
+    tried = (1, 4, 8, 16, 32, 64)
+    print(f"{'ms a model, in stacks of':<40}" + "".join(f"{width:>8}" for width in tried))
+    for case in (MLP_64, MLP):
+        for precision in ["float32"] + (["bfloat16"] if native_bfloat16() else []):
+            work = {width: ours(case, 64, 1, precision=precision, stack=width) for width in tried}
+            turns = [{width: seconds(call) for width, call in work.items()} for _ in range(rounds)]
+            medians = (1000 / 64 * statistics.median(turn[width] for turn in turns) for width in tried)
+            print(f"{case.name + ', ' + precision:<40}" + "".join(f"{median:>8.2f}" for median in medians), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="M = 1, 4, 16, 64 for every network")
     parser.add_argument("--profile", action="store_true", help="where the time goes")
+    parser.add_argument("--widths", action="store_true", help="how many perceptrons to train at once")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--seconds", choices=("wall", "cpu"), default="wall", help="cpu: of one process on each side")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -272,6 +288,9 @@ def main() -> None:
         profile([case for case, _ in cases])
         return
     header(*PACKAGES)
+    if options.widths:
+        widths(options.rounds)
+        return
     rows = compare(cases, options.seconds, options.rounds)
     print(last_line(rows, *PACKAGES))
 
