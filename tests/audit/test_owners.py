@@ -223,7 +223,8 @@ def test_images_have_owners_by_a_table_and_texts_by_a_column(tmp_path, capsys):
     (tmp_path / "texts.csv").write_text("\n".join(texts))
     text = path.read_text().partition("data:")[0] + (
         f"data: {{dataset: text_file, data_dir: {tmp_path}, file: texts.csv, owner: author}}\n"
-        "train: {model_name: {name: gpt2_tiny, width: 16, layers: 1, heads: 1}, epochs: 1, learning_rate: 0.001, batch_size: 8}\n"
+        "train: {model_name: {name: gpt2_tiny, width: 16, layers: 1, heads: 1}, learning_rate: 0.001, "
+        "epochs: 1, batch_size: 8}\n"
         "audit: {algorithm: LOSS, num_ref_models: 2}\nowners: {}\n"
     )
     path.write_text(text)
