@@ -6,8 +6,9 @@ here is the best of several looks at the truth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -38,7 +39,7 @@ def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable
     call = session.config.attacks[order]
     found = tuple(_of_target(session, call, order, target, evidence(target.target)) for target in targets)
     member = np.array([target.member for target in targets])
-    guessed, below = (np.array(rows) for rows in zip(*(_seen(target, order) for target in targets), strict=True))
+    guessed, below = (np.array(rows) for rows in zip(*(looked_at(target, order) for target in targets), strict=True))
     member_in, found_in = member.sum(axis=0), (guessed & member).sum(axis=0)
     exposure = np.divide(
         (below * member).sum(axis=0), member_in, out=np.full(len(member_in), np.nan), where=member_in > 0
@@ -54,7 +55,7 @@ def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable
         accused_in=(guessed & ~member).sum(axis=0),
         nominal_fpr=NOMINAL_FPR,
         flips=flip_rate(guessed, member) if len(targets) > 2 else None,
-        groups={name: _group_rows(targets, order, column) for name, column in group_columns(session).items()},
+        groups={name: group_rows(targets, order, [c] * len(targets)) for name, c in group_columns(session).items()},
     )
     return replace(risk, **_galleries(session, risk))
 
@@ -81,7 +82,7 @@ def _of_target(session: Session, call: Call, order: int, target: TargetResult, s
     )
 
 
-def _seen(target: TargetResult, order: int) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
+def looked_at(target: TargetResult, order: int) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
     """Which records are guessed to be members at NOMINAL_FPR, and the share of non-members below each (ties: half)."""
     scores = np.asarray(target.attacks[order].scores, dtype=np.float64)
     non_members = np.sort(scores[~target.member])
@@ -116,7 +117,11 @@ def group_columns(session: Session) -> dict[str, Array]:
     classes = not session.data.is_text and (session.given is None or session.given.labels_known)
     columns = {"class": pool.y} if classes else {}
     columns |= {name: np.asarray(column) for name, column in pool.groups.items()}
-    columns = {name: column[session.points] for name, column in columns.items()}
+    return telling({name: column[session.points] for name, column in columns.items()})
+
+
+def telling(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Those that divide the records into groups: several, and not one for nearly each record."""
     return {name: column for name, column in columns.items() if 1 < len(np.unique(column)) <= len(column) // 2}
 
 
@@ -155,13 +160,15 @@ def _rehearsed(call: Call, seen: Evidence) -> tuple[Float[Array, "R N"], Bool[Ar
     return (np.array(rows), np.array(trained_on)) if rows else None
 
 
-def _group_rows(targets: Sequence[TargetResult], order: int, column: Array) -> tuple[GroupRow, ...]:
-    of_targets = [
-        group_risks(target.attacks[order].scores, target.member, column, nominal_fpr=NOMINAL_FPR) for target in targets
-    ]
+def group_rows(targets: Sequence[TargetResult], order: int, columns: Sequence[Array]) -> tuple[GroupRow, ...]:
+    """Every group of a column, of which `columns` holds what each target's records say; the most exposed first."""
+    found: dict[Any, list[GroupRisk]] = {}
+    for target, column in zip(targets, columns, strict=True):
+        for risk in group_risks(target.attacks[order].scores, target.member, column, nominal_fpr=NOMINAL_FPR):
+            found.setdefault(risk.group, []).append(risk)
     overall = float(np.mean([target.attacks[order].summary.auc.value for target in targets]))
-    level = targets[0].attacks[order].summary.level
-    rows = [_row(of_group, overall, 1 - (1 - level) / len(of_targets[0])) for of_group in zip(*of_targets, strict=True)]
+    level = 1 - (1 - targets[0].attacks[order].summary.level) / len(found)
+    rows = [_row(found[group], overall, level) for group in sorted(found)]
     return tuple(sorted(rows, key=lambda row: -(row.auc.value if row.auc else -1.0)))
 
 

@@ -33,9 +33,10 @@ log = logging.getLogger(__name__)
 class Brought:
     """A model that was trained elsewhere."""
 
-    path: Path
-    sha256: str  # of the file
+    path: Path  # of a file of weights, or of a folder as transformers or PEFT save it
+    sha256: str  # of the file, or of those in the folder
     told: Mapping[str, Any]  # what its metadata say of how it was trained
+    peft: Mapping[str, Any] | None = None  # the settings of its adapters, if it is some on a base
 
 
 @dataclass(frozen=True)
@@ -184,18 +185,26 @@ def device_of(config: Config, block: str) -> Any:
 
     block = block if getattr(config, block) else "audit"  # where nothing is trained
     name = getattr(config, block).device
-    if name == "auto":
+    if name == "auto" or (config.run.engine == "ray" and name.startswith("cuda")):  # which the nodes are to have
         mps = getattr(torch.backends, "mps", None)
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
-    way_out = "use --set train.device=cpu audit.device=cpu, or `device: auto`"
+    try:
+        return device_named(name)
+    except UserError as error:
+        way_out = "use --set train.device=cpu audit.device=cpu, or `device: auto`"
+        raise config.error(f"{block}.device", f"{error}: {way_out}") from None
+
+
+def device_named(name: str) -> Any:
+    """The torch device of this name. Raises UserError if this machine has none."""
+    import torch
+
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise config.error(
-            f"{block}.device", f"{name!r} cannot be used on this machine ({reason}): {way_out}"
-        ) from None
+        raise UserError(f"{name!r} cannot be used on this machine ({reason})") from None
     return device
 
 

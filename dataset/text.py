@@ -32,6 +32,7 @@ def text_file(
     owner: str | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
+    non_member_file: Path | None = None,
     population_file: Path | None = None,
     population_fraction: Fraction = 0.25,
 ) -> AuditData:
@@ -45,11 +46,16 @@ def text_file(
     - owner: the column of whose text it is, a group, too; owners are then on one side of every division (owners.md)
     - separator: of a .txt, the line between two records, such as `---`; one record a line if left out
     - encoding: of .txt, .jsonl and .csv
+    - non_member_file: of a model that is given: texts it did not train on, where `file` has those it did; the group
+      `member` then says which is which
     - population_file: texts that no model trains on; drawn from `file` if left out
     - population_fraction: without a population_file, the share of the records that no model trains on
     """
     columns = (text_column, label_column, id_column, _with(owner, group_columns))
     table = read_table(resolve(data_dir, file, "data.file"), separator, encoding)
+    if non_member_file is not None:
+        others = read_table(resolve(data_dir, non_member_file, "data.non_member_file"), separator, encoding)
+        table, columns = joined(table, others, columns), (*columns[:3], (*columns[3], "member"))
     if population_file is None:
         return _divided(table, columns, seed, population_fraction, owner)
     other = read_table(resolve(data_dir, population_file, "data.population_file"), separator, encoding)
@@ -158,6 +164,28 @@ def docstrings(
     return _divided(Table("docstrings", columns), ("text", None, None, groups), seed, population_fraction, owner)
 
 
+def joined(members: Table, others: Table, columns: Columns) -> Table:
+    """One table of texts that a given model trained on, and of texts that it did not, with a column that says so."""
+    text, label, name, groups = columns
+    wanted = {"data.text_column": [text], "data.label_column": [label], "data.id_column": [name]}
+    wanted["data.group_columns"] = list(groups)
+    found = {
+        column: [*members.column(column, key), *others.column(column, key)]
+        for key, of_key in wanted.items()
+        for column in of_key
+        if column is not None
+    }
+    both = set(members.column(text, "data.text_column")) & set(others.column(text, "data.text_column"))
+    if both:
+        raise WrongSetting(
+            "data.non_member_file",
+            f"{len(both)} texts are in {members.source}, too (the first: {min(map(str, both))[:60]!r}): a text cannot "
+            "be a member and a non-member. Leave it out of one of them",
+        )
+    member = ["member"] * len(members) + ["non-member"] * len(others)
+    return Table(f"{members.source} and {others.source}", {**found, "member": member})
+
+
 Columns = tuple[str, str | None, str | None, tuple[str, ...]]
 
 
@@ -176,6 +204,7 @@ def _divided(table: Table, columns: Columns, seed: int, fraction: float, owner: 
 
 
 def _official(pool: Table, population: Table, columns: Columns) -> AuditData:
-    labels = labels_of(columns[1], pool, population)
-    parts = [records_of(table, *columns, labels=labels) for table in (pool, population)]
+    labels, there = labels_of(columns[1], pool, population), tuple(c for c in columns[3] if c in population.columns)
+    of_population = (*columns[:3], there)  # reports are about the pool's groups
+    parts = [records_of(t, *c, labels=labels) for t, c in ((pool, columns), (population, of_population))]
     return AuditData(*parts, num_classes=0)
