@@ -114,6 +114,25 @@ def test_no_score_of_an_owner_knows_who_the_targets_members_are(finished):
     assert again.result.attacks[0].scores.tobytes() == ours.result.attacks[0].scores.tobytes()
 
 
+def test_the_blind_baseline_sees_one_record_of_each_owner(finished):
+    """With two, a classifier would know the owner again: records that are alike, in or out together."""
+    from audit.blind import _independent, cross_fitted, told, views
+    from core.metrics import auc
+    from modules.checks.blind import stratified_folds
+
+    session = prepared(load(finished))
+    rows = _independent(session, stream(1, "blind"))
+    owner = session.data.pool.groups["person"]
+    assert sorted(owner[session.points[rows]]) == sorted(set(owner))
+    blind = told(session, 0)
+    assert blind and not blind.tells and blind.records == len(rows)
+    member = session.plan.member[0, session.points]
+    x = owner[:, None] == np.unique(owner)  # what gives an owner away at its worst
+    fold = stratified_folds(member, stream(2, "folds"))
+    (_, classifier), *_ = views(session, session.points).values()
+    assert auc(cross_fitted(x.astype(float), classifier, member, fold), member) > 0.7
+
+
 def test_other_ways_of_scoring_can_be_asked_for(finished, tmp_path):
     session = prepared(load(finished))
     result = attacked(session, 0)
