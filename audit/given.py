@@ -13,11 +13,12 @@ from numpy import ndarray as Array
 from core.errors import UserError
 from core.types import LOG_ODDS, Signal
 
-
 # Kinds of signals that need more than answers about the records, and what that is.
 ASKS = {
     "robust_label": "the models, to ask about altered records",
     "boundary": "the models, to ask about altered records",
+    "trace": "what is recorded while the models are trained",
+    "distilled": "the models, to ask about the population and to distil",
     "quantiles": "the records themselves, to learn how hard they are",
 }
 

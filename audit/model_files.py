@@ -25,8 +25,8 @@ def weights_path(session: Session, model: int) -> Path:
     return folder / (f"model_{model}/adapter_model.safetensors" if peft_of(session) else f"model_{model}.safetensors")
 
 
-def build(session: Session, model: int) -> torch.nn.Module:
-    """Model number `model` before its training, on the CPU."""
+def build(session: Session, model: int | str) -> torch.nn.Module:
+    """Model number `model`, or one of that name, before its training, on the CPU."""
     import models
 
     config, data = session.config, session.data

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audit import heat_map, label_signals, quantile_signals, text_signals
+from audit import heat_map, label_signals, quantile_signals, text_signals, trace_signals
 from audit.session import Session
 from audit.training import facts, load_model
 from audit.workers import Lost, run_units
@@ -93,6 +93,7 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
         **label_signals.stamp(session, wanted.signal),
         **quantile_signals.stamp(session, wanted.signal),
+        **trace_signals.stamp(session, wanted.signal),
     }
 
 
@@ -145,7 +146,8 @@ def _ask(
     """Ask one model for all of its `files`, and write them; regressions on its answers last."""
     network = load_model(session, files[0].model, device)
     last = [wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND]
-    files = [wanted for wanted in files if wanted not in last]
+    over_time = [wanted for wanted in files if wanted.signal.kind in trace_signals.KINDS]
+    files = [wanted for wanted in files if wanted not in (*last, *over_time)]
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
         columns = _columns(session, network, residents[where], of_set, device) if of_set else ()
@@ -156,6 +158,9 @@ def _ask(
                 session, network, residents[where], _records(session, where), wanted.signal
             )
             _write(session, wanted, column, **asked)
+    for wanted in over_time:
+        sets = residents["points"], residents["population"]
+        _write(session, wanted, trace_signals.column(session, wanted.model, network, *sets, wanted.signal))
     for wanted in last:
         of = Wanted(wanted.model, "population", quantile_signals.of_signal(wanted.signal))
         value = np.load(path_of(session, of), allow_pickle=False)

@@ -22,6 +22,7 @@ from modules.mia import (
     qmia,
     recall,
     rmia,
+    trajectory,
     wbc,
     zlib_ratio,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "qmia",
     "recall",
     "rmia",
+    "trajectory",
     "wbc",
     "zlib_ratio",
 ]

@@ -16,7 +16,7 @@ ON_LABELS = [name for name in ATTACKS if not ATTACKS.fact(name, "needs_text")]
 TINY = """\
 run: {{log_dir: {log_dir}, random_seed: 7, workers: 1}}
 data: {{dataset: {dataset}}}
-train: {{model_name: {{name: mlp, hidden: [8]}}, epochs: 2, batch_size: 32, learning_rate: 0.1, device: cpu}}
+train: {{model_name: {{name: mlp, hidden: [8]}}, epochs: 2, batch_size: 32, learning_rate: 0.1, device: cpu, record_losses: all}}
 audit:
   algorithm: {algorithm}
   num_ref_models: 2
