@@ -95,8 +95,11 @@ def _any(settings: Settings, fact: str) -> bool:
 
 def _pairs(settings: Settings) -> int:
     """One to rehearse, beside what the attacks need; and two to cross-fit."""
-    facts: list[tuple[Any, Settings]] = [(ATTACKS.fact(name, "min_pairs", 1), own) for name, own in _calls(settings)]
-    return 1 + max([1, *(of(own) if callable(of) else of for of, own in facts)])
+    pairs: list[int] = [1]
+    for name, own in _calls(settings):
+        of: Any = ATTACKS.fact(name, "min_pairs", 1)
+        pairs.append(int(of(own)) if callable(of) else int(of))
+    return 1 + max(pairs)
 
 
 @dataclass(frozen=True)
