@@ -7,7 +7,7 @@ by the other references, whose membership is known.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -97,8 +97,8 @@ def _pairs(settings: Settings) -> int:
     """One to rehearse, beside what the attacks need; and two to cross-fit."""
     pairs: list[int] = [1]
     for name, own in _calls(settings):
-        of: Any = ATTACKS.fact(name, "min_pairs", 1)
-        pairs.append(int(of(own)) if callable(of) else int(of))
+        of: int | Callable[[Settings], int] = ATTACKS.fact(name, "min_pairs", 1)
+        pairs.append(of if isinstance(of, int) else of(own))
     return 1 + max(pairs)
 
 

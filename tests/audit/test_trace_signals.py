@@ -107,7 +107,8 @@ def test_a_student_never_hears_what_its_teacher_says_of_the_points():
         (
             "[LossTrajectory]",
             (
-                "{model_name: {name: mlp, hidden: [8]}, epochs: 2, batch_size: 32, learning_rate: 0.1, device: cpu,\n    "
+                "{model_name: {name: mlp, hidden: [8]}, epochs: 2, batch_size: 32, learning_rate: 0.1, "
+                "device: cpu,\n    "
                 "record_losses: all}",
                 "{model_name: sklearn/RandomForestClassifier}",
             ),
