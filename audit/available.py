@@ -98,3 +98,13 @@ def lines(session: Session) -> list[str]:
         said = "can run" if not missing else f"lacks {' and '.join(lack.what for lack in missing)}"
         found.append(f"          {call.name:<14} {said}")
     return found
+
+
+def lines_of_scores() -> list[str]:
+    """What `--check` says of every attack where only a table of scores is there."""
+    needs = {"needs_references": "reference models", "needs_population": "population points", "needs_text": "texts"}
+    found = []
+    for call in every_attack():
+        missing = [what for fact, what in needs.items() if ATTACKS.fact(call.name, fact, False)]
+        found.append(f"          {call.name:<14} lacks {' and '.join(['signals of the target', *missing])}")
+    return found

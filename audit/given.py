@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,6 +12,10 @@ from numpy import ndarray as Array
 
 from core.errors import UserError
 from core.types import LOG_ODDS, Signal
+
+if TYPE_CHECKING:
+    from audit.given_ranges import GivenRanges
+
 
 # Kinds of signals that need more than answers about the records, and what that is.
 ASKS = {
@@ -58,6 +62,7 @@ class Given:
     labels_known: bool
     about: Mapping[str, str] = field(default_factory=dict)  # what the report says about where all this is from
     notes: tuple[str, ...] = ()  # what was assumed on reading it: warnings of the report
+    ranges: GivenRanges | None = None  # samples of ranges, for RaMIA
 
     def answers(self, where: str) -> Answers:
         return self.pool if where == "points" else self.population

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
+from audit.given_ranges import GivenRanges
 from audit.session import Session
 from audit.signals import signals_of
 from audit.training import facts, load_model
@@ -38,7 +39,7 @@ class Setup:
 
     range_name: str
     range_settings: Mapping[str, Any]
-    ranges: Range | Together
+    ranges: Range | Together | GivenRanges
     samples: int  # K
     include_center: bool
     center: str
@@ -161,6 +162,8 @@ def read(
     session: Session, setup: Setup, model: int, signal: Signal, ranges: Int[Array, " n"], columns: slice
 ) -> Float[Array, "Q n c"]:
     """What a model said of these columns (0 is the center) of these ranges, by their places in ascending order."""
+    if isinstance(setup.ranges, GivenRanges):
+        return setup.ranges.read(session, model, signal, ranges, columns, setup.drawn)
     found = []
     for start, stop in blocks(session, setup):
         inside = ranges[(ranges >= start) & (ranges < stop)] - start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,18 @@ def columns(
 def asked(session: Session, model: int, signal: Signal) -> bool:
     """Whether this model is asked for this signal at all: what lies between models is asked of targets only."""
     return signal.kind != "token_divergence" or model in session.plan.targets
+
+
+def others(session: Session, model: int, signal: Signal) -> Sequence[int]:
+    """The models that are asked, too, where this one is asked for this signal."""
+    return session.plan.references_of(model) if signal.kind == "token_divergence" else ()
+
+
+def reads(session: Session, signal: Signal) -> Iterator[Path]:
+    """The files that this signal is read off, beside models."""
+    if signal.kind == "neighbour_log_p":
+        path = _neighbours(session, signal)[0]
+        yield from (path, rundir.stamp_of(path))
 
 
 def stamp(session: Session, model: int, signal: Signal, weights: Callable[[int], str]) -> dict[str, Any]:

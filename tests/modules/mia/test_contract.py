@@ -47,6 +47,7 @@ KNOWN = {
     "WBC": "test_text_attacks.py::test_wbc_slides_every_window_over_every_record",
     "zlib": "test_text_attacks.py::test_zlib_is_the_log_likelihood_over_the_compressed_size",
     "LabelGap": "test_label_only.py::test_the_gap_attack_has_its_closed_form_auc",
+    "LabelDistance": "test_label_only.py::test_the_distance_attack_has_its_closed_form_auc",
     "LabelRobustness": "test_label_only.py::test_label_robustness_is_its_definition_record_by_record",
 }
 

@@ -50,6 +50,8 @@ VARIANTS = [
     ("LabelRobustness", {"mode": "shadow"}),
     ("LabelRobustness", {"mode": "offline"}),
     ("LabelRobustness", {"mode": "online"}),
+    ("LabelDistance", {"mode": "offline"}),
+    ("LabelDistance", {"mode": "online"}),
 ]
 SEES_LABELS = [name for name in ON_LABELS if ATTACKS.fact(name, "access") == "label"]  # few different scores
 every_attack = pytest.mark.parametrize(("name", "given"), VARIANTS, ids=lambda v: str(v))
