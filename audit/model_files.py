@@ -43,7 +43,8 @@ def build(session: Session, model: int | str) -> torch.nn.Module:
     config, data = session.config, session.data
     rng = session.stream("init", model)
     shape, classes = data.input_shape, data.num_classes
-    return models.build(config.model.name, config.model.settings, shape, classes, rng, peft_of(session, model))
+    peft = peft_of(session, model if isinstance(model, int) else None)
+    return models.build(config.model.name, config.model.settings, shape, classes, rng, peft)
 
 
 def to_files(network: torch.nn.Module, path: Path) -> tuple[dict[str, bytes], str]:

@@ -16,7 +16,7 @@ from audit import heat_map, label_signals, quantile_signals, text_signals, trace
 from audit.engines import run_units
 from audit.model_files import files_of
 from audit.session import Session
-from audit.training import Share, facts, load_model
+from audit.training import Share, facts, load_model, trace_path
 from audit.workers import Lost
 from core import rundir
 from core.claims import Claims
@@ -143,6 +143,8 @@ def _reads(session: Session, files: list[Wanted]) -> Iterator[Path]:
         yield from text_signals.reads(session, signal)
     for model in models:
         yield from files_of(session, model)
+    if any(wanted.signal.kind == trace_signals.TRACE for wanted in files):
+        yield trace_path(session, files[0].model)
     for wanted in (wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND):
         if (regressed := path_of(session, _regressed(wanted))).exists():  # else it is made with the others
             yield regressed
