@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audit import heat_map, label_signals, quantile_signals, text_signals
+from audit import heat_map, label_signals, quantile_signals, text_signals, trace_signals
 from audit.engines import run_units
 from audit.model_files import files_of
 from audit.session import Session
-from audit.training import Share, facts, load_model
+from audit.training import Share, facts, load_model, trace_path
 from audit.workers import Lost
 from core import rundir
 from core.claims import Claims
@@ -99,6 +99,7 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
         **label_signals.stamp(session, wanted.signal),
         **quantile_signals.stamp(session, wanted.signal),
+        **trace_signals.stamp(session, wanted.signal),
     }
 
 
@@ -155,6 +156,8 @@ def _reads(session: Session, files: list[Wanted]) -> Iterator[Path]:
         yield from text_signals.reads(session, signal)
     for model in models:
         yield from files_of(session, model)
+    if any(wanted.signal.kind == trace_signals.TRACE for wanted in files):
+        yield trace_path(session, files[0].model)
     for wanted in (wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND):
         if (regressed := path_of(session, _regressed(wanted))).exists():  # else it is made with the others
             yield regressed
@@ -212,7 +215,8 @@ def _ask(
     network, clock = load_model(session, files[0].model, device), _Clock()
     how = _settle(session, files[0].model, network, residents["points"]) if precision(session) else {}
     last = [wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND]
-    files = [wanted for wanted in files if wanted not in last]
+    over_time = [wanted for wanted in files if wanted.signal.kind in trace_signals.KINDS]
+    files = [wanted for wanted in files if wanted not in (*last, *over_time)]
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
         kind = how.get("precision", "float32")
@@ -224,6 +228,10 @@ def _ask(
                 session, network, residents[where], residents["population"], _records(session, where), wanted.signal
             )
             _write(session, wanted, column, seconds=clock.lap(), **asked)
+    for wanted in over_time:
+        sets = residents["points"], residents["population"]
+        column = trace_signals.column(session, wanted.model, network, *sets, wanted.signal)
+        _write(session, wanted, column, seconds=clock.lap())
     for wanted in last:
         value = np.load(path_of(session, _regressed(wanted)), allow_pickle=False)
         column, judged = regression.column(wanted.model, wanted.signal, value)

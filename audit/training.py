@@ -263,6 +263,11 @@ def losses_path(session: Session, model: int) -> Path:
     return session.folder / "models" / f"model_{model}.losses.npy"
 
 
+def trace_path(session: Session, model: int) -> Path:
+    """Where the log-odds of the pool after each epoch are, if its trainer recorded them: (epochs, D)."""
+    return session.folder / "models" / f"model_{model}.trace.npy"
+
+
 def write_model(
     session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, **facts: Any
 ) -> None:
@@ -280,6 +285,8 @@ def write_model(
     weights = files.pop(path.name)
     if (trace := getattr(model, "loss_trace", None)) is not None:
         rundir.write_array(losses_path(session, number), trace)
+    if (trace := getattr(model, "log_odds_trace", None)) is not None:
+        rundir.write_array(trace_path(session, number), trace)
     for name, content in files.items():  # before the weights, which carry the stamp
         rundir.write_atomic(path.parent / name, lambda file, content=content: file.write(content))
     rundir.make(
