@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from numpy import ndarray as Array
 from pydantic import ValidationError
 
+from audit.given import ASKS
 from audit.session import Session
 from core.config import Call
 from core.registry import ATTACKS
@@ -41,12 +42,8 @@ def lacks(session: Session, call: Call) -> list[Lack]:
     if (signals := fact("signals")) and session.given and not all(map(session.given.has, signals(call.settings))):
         missing = [signal for signal in signals(call.settings) if not session.given.has(signal)]
         names = ", ".join(signal.name for signal in missing)
-        asks = any(signal.kind in ("robust_label", "boundary") for signal in missing)
-        of = (
-            "the models, to ask about altered records"
-            if asks
-            else "logits or probabilities of all classes, with labels"
-        )
+        asks = next((ASKS[signal.kind] for signal in missing if signal.kind in ASKS), None)
+        of = asks or "logits or probabilities of all classes, with labels"
         found.append(Lack(f"{of} (it reads {names})"))
     if fact("needs_references"):
         sides = ["OUT", "IN"] if needs_in(call) else ["OUT"]

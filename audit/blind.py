@@ -12,7 +12,7 @@ from audit.results import Check, TargetResult
 from audit.session import Session
 from core.config import TRAINED
 from core.metrics import cross_fitted_auc
-from core.types import AuditData
+from core.types import Records
 from modules.checks.blind import FEWEST, Blind, stratified_folds, surface
 
 WORDS = 20_000  # the most frequent words and pairs of words of a bag
@@ -110,7 +110,7 @@ def views(session: Session, records: np.ndarray) -> Views:
         from audit.text_signals import texts_of
 
         return of_texts(texts_of(session, records))
-    x = _pixels(data, records) if data.is_image else data.pool.x[records].reshape(len(records), -1)
+    x = pixels(data.pool, records) if data.is_image else data.pool.x[records].reshape(len(records), -1)
     labels = data.pool.y[records]
     if data.is_image:
         x = np.hstack([x, labels[:, None] == np.unique(labels)])
@@ -165,9 +165,9 @@ def _trees() -> Any:
     return HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=15, early_stopping=False, random_state=0)
 
 
-def _pixels(data: AuditData, records: np.ndarray) -> np.ndarray:
+def pixels(records: Records, index: np.ndarray) -> np.ndarray:
     """Images (n, C, H, W) averaged to at most GRID x GRID pixels, flat."""
-    images = data.pool.x[records].astype(np.float32)
+    images = records.x[index].astype(np.float32)
     for axis in (2, 3):
         edges = np.unique(np.linspace(0, images.shape[axis], min(GRID, images.shape[axis]) + 1).round().astype(int))
         widths = np.diff(edges).reshape([-1 if a == axis else 1 for a in range(4)])

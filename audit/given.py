@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from audit.given_ranges import GivenRanges
 
 
+# Kinds of signals that need more than answers about the records, and what that is.
+ASKS = {
+    "robust_label": "the models, to ask about altered records",
+    "boundary": "the models, to ask about altered records",
+    "quantiles": "the records themselves, to learn how hard they are",
+}
+
+
 @dataclass(frozen=True)
 class Answers:
     """What every model said of every record of a set: log-odds of the true label, and whole answers if known."""
@@ -58,5 +66,4 @@ class Given:
         return self.pool if where == "points" else self.population
 
     def has(self, signal: Signal) -> bool:
-        asks_again = signal.kind in ("robust_label", "boundary")  # about other records than those that were given
-        return signal == LOG_ODDS or (self.pool.logits is not None and not asks_again)
+        return signal == LOG_ODDS or (self.pool.logits is not None and signal.kind not in ASKS)

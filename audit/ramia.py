@@ -22,7 +22,7 @@ from audit.ramia_evidence import Ranges
 from audit.ramia_samples import Setup, ask, centers
 from audit.results import AttackResult, Section, TargetResult
 from audit.session import Session, device_of
-from audit.signals import compute_missing
+from audit.signals import compute_missing, signals_of
 from core.config import TRAINED, Call, min_pairs
 from core.metrics import paired_auc_difference, roc, summarise
 from core.registry import ATTACKS, MODULES
@@ -254,6 +254,9 @@ def _attack(session: Session, value: str | dict[str, Any]) -> Call:
     name, settings = _bound(session, ATTACKS, "attack", value)
     given = {} if isinstance(value, str) else {key: setting for key, setting in value.items() if key != "name"}
     call = Call(name, settings, given)
+    if unasked := [signal.name for signal in signals_of([call]) if not (signal.of_population or signal.per_token)]:
+        message = f"{call.label} reads {' and '.join(unasked)}, which the samples of ranges are not asked for"
+        raise session.config.error("ramia.attack", message)
     if session.given is None and session.plan.reference_pairs < min_pairs(call):
         message = f"{call.label} needs audit.num_ref_models of at least {min_pairs(call)}"
         raise session.config.error("ramia.attack", message)

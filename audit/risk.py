@@ -22,12 +22,14 @@ from core.log import quiet
 from core.metrics import across_models, auc, tpr_at_fpr
 from core.registry import ATTACKS
 from core.types import Evidence
+from modules.risk.calibrated import calibrated, tried
 from modules.risk.groups import GroupRisk, group_risks
 from modules.risk.records import flip_rate, named_members, record_p_values
 
 FALSE_SHARE = 0.1  # of a list of names
 REHEARSED = 32  # references whose OUT scores a record is compared with; more refine its p-value, at an attack each
 NOMINAL_FPR = 0.1
+CHECKED_FPR = 0.01  # at which calibration is tried on rehearsals
 EXHIBITS = 12  # records in each gallery
 
 
@@ -35,20 +37,7 @@ def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable
     """The risk of each record and group. Costs one attack for each rehearsal, see REHEARSED."""
     order, chosen = _strongest_on_rehearsals(session.config.attacks, evidence(targets[0].target))
     call = session.config.attacks[order]
-    found = tuple(
-        TargetRisk(
-            target.target,
-            target.attacks[order].scores,
-            _own_p_values(call, evidence(target.target), target.attacks[order].scores),
-            named_members(
-                target.attacks[order].scores,
-                target.member,
-                q=FALSE_SHARE,
-                draw=session.stream("named members", target.target),
-            ),
-        )
-        for target in targets
-    )
+    found = tuple(_of_target(session, call, order, target, evidence(target.target)) for target in targets)
     member = np.array([target.member for target in targets])
     guessed, below = (np.array(rows) for rows in zip(*(looked_at(target, order) for target in targets), strict=True))
     member_in, found_in = member.sum(axis=0), (guessed & member).sum(axis=0)
@@ -69,6 +58,28 @@ def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable
         groups={name: group_rows(targets, order, [c] * len(targets)) for name, c in group_columns(session).items()},
     )
     return replace(risk, **_galleries(session, risk))
+
+
+def _of_target(session: Session, call: Call, order: int, target: TargetResult, seen: Evidence) -> TargetRisk:
+    scores = target.attacks[order].scores
+    rehearsed = _rehearsed(call, seen)
+    own = None if rehearsed is None else calibrated(scores, *rehearsed)
+    trial = None if rehearsed is None else tried(*rehearsed, CHECKED_FPR)
+    helps = bool(trial and own and not np.isnan(own.z).any() and trial.calibrated_tpr >= trial.raw_tpr)
+    return TargetRisk(
+        target.target,
+        scores,
+        None if rehearsed is None else record_p_values(scores, *rehearsed),
+        named_members(
+            own.z if own and helps else scores,
+            target.member,
+            q=FALSE_SHARE,
+            draw=session.stream("named members", target.target),
+        ),
+        None if own is None or np.isnan(own.p_values).all() else own.p_values,
+        helps,
+        trial,
+    )
 
 
 def looked_at(target: TargetResult, order: int) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
@@ -134,7 +145,8 @@ def _auc_or_nothing(call: Call, rehearsal: Evidence, member: Bool[Array, " N"]) 
         return 0.0
 
 
-def _own_p_values(call: Call, seen: Evidence, scores: Float[Array, " N"]) -> Float[Array, " N"] | None:
+def _rehearsed(call: Call, seen: Evidence) -> tuple[Float[Array, "R N"], Bool[Array, "R N"]] | None:
+    """What the attack says of each reference, and who that trained on; None where it cannot be rehearsed."""
     rows, trained_on = [], []
     for rehearsal, member in seen.rehearsals(limit=REHEARSED):
         try:
@@ -142,8 +154,10 @@ def _own_p_values(call: Call, seen: Evidence, scores: Float[Array, " N"]) -> Flo
                 rows.append(ATTACKS[call.name](rehearsal, **call.settings))
         except ValueError:
             return None
+        if np.isnan(rows[-1]).any():  # the references were not asked what this attack reads of a target
+            return None
         trained_on.append(member)
-    return record_p_values(scores, np.array(rows), np.array(trained_on)) if rows else None
+    return (np.array(rows), np.array(trained_on)) if rows else None
 
 
 def group_rows(targets: Sequence[TargetResult], order: int, columns: Sequence[Array]) -> tuple[GroupRow, ...]:

@@ -6,7 +6,7 @@ import logging
 import logging.handlers
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ class _Formatter(logging.Formatter):
 
 
 _bar: Any = None  # rich's display, while a stage is shown on a terminal: what runs inside it gets a line of its own
+_below: list[Callable[[], Any]] = []  # what is shown below it
 _early = logging.handlers.MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
 
 
@@ -145,6 +146,16 @@ def waiting(what: str) -> Iterator[None]:
 
 
 @contextmanager
+def below(render: Callable[[], Any]) -> Iterator[bool]:
+    """Show what `render` returns, for rich, below the line of progress; whether there is one: on a terminal."""
+    _below.append(render)
+    try:
+        yield _bar is not None
+    finally:
+        _below.remove(render)
+
+
+@contextmanager
 def _display() -> Iterator[Any]:
     """The display of this terminal, None where stderr is none. One for all that run inside each other."""
     global _bar
@@ -160,17 +171,23 @@ def _display() -> Iterator[Any]:
 
         def render(self, task: Task) -> Text:
             count = f"{task.completed:g}/{task.total:g}  " if task.total else ""
-            eta = f"  ETA {_clock(task.time_remaining)}" if task.time_remaining else ""
-            return Text(f"{count}{_clock(task.elapsed or 0.0)}{eta}")
+            eta = f"  ETA {clock(task.time_remaining)}" if task.time_remaining else ""
+            return Text(f"{count}{clock(task.elapsed or 0.0)}{eta}")
+
+    class WithMore(Progress):
+        def get_renderables(self) -> Iterator[Any]:
+            yield from super().get_renderables()
+            yield from (render() for render in _below)
 
     columns = (TextColumn("          {task.description}"), BarColumn(), Far())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as _bar:
+    with WithMore(*columns, console=Console(stderr=True), transient=True) as _bar:
         try:
             yield _bar
         finally:
             _bar = None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`0:02:01`."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -135,7 +135,12 @@ def _signal(z: torch.Tensor, label: torch.Tensor, signal: Signal) -> torch.Tenso
         return _taylor_log_odds(u, label, signal.margin, signal.order)
     if signal.kind == "modified_entropy":
         return -_log_modified_entropy(u, label)
-    raise ValueError(f"no signal is of kind {signal.kind!r}; there are: log_odds, taylor, modified_entropy")
+    if signal.kind == "entropy":
+        return -_log_entropy(u)
+    if signal.kind == "hinge":
+        return (u.gather(1, label) - u.scatter(1, label, -torch.inf).amax(1, keepdim=True)).squeeze(1)
+    kinds = "log_odds, taylor, modified_entropy, entropy, hinge"
+    raise ValueError(f"no signal is of kind {signal.kind!r}; there are: {kinds}")
 
 
 def _log_odds(z: torch.Tensor, label: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -169,11 +174,25 @@ def _log_modified_entropy(u: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     logsigmoid(s_i) + log softplus(s_i), with -s_y for the label: finite where p rounds to 0 or 1. The likeliest
     class, the only one with p > 1/2, takes s from the logsumexp of the others; the rest from log1p(-p).
     """
+    s = _class_log_odds(u)
+    v = s.scatter(1, label, -s.gather(1, label))
+    return (F.logsigmoid(v) + _log_softplus(v)).logsumexp(1)
+
+
+def _log_entropy(u: torch.Tensor) -> torch.Tensor:
+    """log of -sum_i p_i log p_i, with log p = logsigmoid(s) and -log p = softplus(-s) of each class's log-odds s."""
+    s = _class_log_odds(u)
+    return (F.logsigmoid(s) + _log_softplus(-s)).logsumexp(1)
+
+
+def _class_log_odds(u: torch.Tensor) -> torch.Tensor:
+    """log p - log(1 - p) of every class; the top one's from the others, because its p may round to 1."""
     top = u.argmax(1, keepdim=True)
     log_p = u - u.logsumexp(1, keepdim=True)
-    # The top class's entry here is replaced: its p may round to 1.
     s = log_p - torch.log1p(-log_p.exp().scatter(1, top, 0.0))
-    s = s.scatter(1, top, _log_odds(u, top)[:, None])
-    v = s.scatter(1, label, -s.gather(1, label))
-    log_softplus = torch.where(v < -40, v, F.softplus(v.clamp(min=-40)).log())
-    return (F.logsigmoid(v) + log_softplus).logsumexp(1)
+    return s.scatter(1, top, _log_odds(u, top)[:, None])
+
+
+def _log_softplus(v: torch.Tensor) -> torch.Tensor:
+    """log log(1 + e^v), which is v where e^v is small."""
+    return torch.where(v < -40, v, F.softplus(v.clamp(min=-40)).log())

@@ -177,6 +177,11 @@ def precision_of(precision: str, device: torch.device) -> str:
     return auto_precision(device) if precision == "auto" else precision
 
 
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """In which products are computed."""
+    return torch.bfloat16 if precision_of(precision, device) == "bfloat16" else torch.float32
+
+
 @cache  # logged once, not once per stack
 def autocast(precision: str, device: torch.device) -> Callable[[], torch.autocast]:
     """The context of the forward pass: bfloat16 arithmetic where asked for, or where `auto` knows a gain."""

@@ -1,8 +1,8 @@
 """LoRA adapters of several models, trained in one pass over the frozen base they share.
 
-A batch holds G contiguous batches, one of each model. The base sees them as one; each adapter multiplies its own
-part. Loss, clipping, learning rate and optimizer are each adapter's own, so that adapter k is what it would be
-alone. All adapters are rows of one matrix (G, n): a step of the optimizer is a few operations on it.
+A batch holds G contiguous batches, one of each model, each of as many records as that model has in it. The base sees
+them as one; each adapter multiplies its own part. Loss, clipping, learning rate and optimizer are each adapter's own,
+so that adapter k is what it would be alone.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from torch import nn
 
 from trainers import loop
 from trainers.resident import Resident
-from trainers.text import losses
+from trainers.stacked_lora import Share, Stack, StackedLoRA
 from trainers.text_batches import Buckets, grouped
-from trainers.transformer_loop import BETAS, EPSILON, Diverged, Recipe, checkpointed, fitting
+from trainers.token_loss import TokenLoss
+from trainers.transformer_loop import Diverged, Recipe, checkpointed, fitting
 
-ALIGNED = 16  # floats: matrices that start at multiples of it are multiplied alike wherever they lie
+EMPTY = np.empty(0, np.int64)
+AT_ONCE = ("cuda",)  # devices on which one batched product beats a product for each adapter
 
 
 def stackable(models: Sequence[nn.Module]) -> bool:
     """Whether these are plain LoRA adapters on one base that drops nothing out (its masks would be the stack's)."""
-    return all(_plain(model) for model in models) and len({_base_weights(model) for model in models}) == 1
+    same = len({_base_weights(model) for model in models}) == 1
+    return same and all(_plain(model) for model in models) and _by_rows(models[0])
 
 
 def _base_weights(model: nn.Module) -> tuple[int, ...]:
@@ -51,7 +54,7 @@ def _plain(model: Any) -> bool:
         bool(layers)
         and all(
             type(layer) is Linear
-            and isinstance(layer.base_layer, nn.Linear | Conv1D)
+            and type(layer.base_layer) in (nn.Linear, Conv1D)
             and not (layer.use_dora.get(adapter) or layer.lora_bias.get(adapter))
             for layer in layers
         )
@@ -61,39 +64,22 @@ def _plain(model: Any) -> bool:
     )
 
 
-class StackedLoRA(nn.Module):
-    """A frozen linear layer and G adapters: rows in G equal parts, of which each adapter adds to its own."""
+@torch.no_grad()
+def _by_rows(model: Any) -> bool:
+    """Whether all adapted layers see the records as rows; experts, for one, see tokens that were sent to them."""
+    from peft.tuners.lora import LoraLayer
 
-    def __init__(self, layer: Any, adapter: str, a: nn.Parameter, b: nn.Parameter, masks: Masks) -> None:
-        super().__init__()
-        self.base_layer, self.a, self.b = layer.base_layer, a, b  # a (G, r, in), b (G, out, r)
-        self.scaling = layer.scaling[adapter]
-        drop = layer.lora_dropout[adapter]
-        self.drop, self.masks = (drop.p if isinstance(drop, nn.Dropout) else 0.0), masks
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output, and B A x of each adapter's own part on top."""
-        y = self.base_layer(x)
-        parts = x.reshape(len(self.a), -1, x.shape[-1])
-        if self.drop:
-            parts = parts * self.masks.draw(parts, self.drop)
-        return y + (parts @ self.a.mT @ self.b.mT).view(y.shape) * self.scaling
-
-
-@dataclass
-class Masks:
-    """Dropout of each adapter from its own generator; those that have nothing to do in a slot draw nothing."""
-
-    generators: list[torch.Generator]
-    active: list[bool]
-
-    def draw(self, like: torch.Tensor, rate: float) -> torch.Tensor:
-        """Ones, of which a share `rate` is 0 and the rest scaled up."""
-        masks = torch.ones_like(like)
-        for mask, generator, active in zip(masks, self.generators, self.active, strict=True):
-            if active:
-                mask.bernoulli_(1 - rate, generator=generator)
-        return masks / (1 - rate)
+    seen, ids = [], torch.tensor([[0, 1, 2], [3, 2, 1]], device=next(model.parameters()).device)
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    hooks = [layer.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[:-1]))) for layer in layers]
+    was = model.training
+    try:
+        model.eval()(input_ids=ids)
+    finally:
+        model.train(was)
+        for hook in hooks:
+            hook.remove()
+    return seen == [tuple(ids.shape)] * len(layers)
 
 
 def train(
@@ -139,135 +125,74 @@ def _train(
     recipe: Recipe,
 ) -> None:
     assert data.lengths is not None
-    device, count = data.device, len(models)
+    device, size, most = data.device, recipe.batch_size, recipe.at_once or recipe.batch_size
     lengths = data.lengths.cpu().numpy()
-    buckets = Buckets.of(lengths, recipe.batch_size)
+    buckets = Buckets.of(lengths, size)
     generators = [torch.Generator(device).manual_seed(int(rng.integers(2**63))) for rng in streams]
-    masks = Masks(generators, [True] * count)
-    network, stack = _stacked(models, masks)
-    autocast = loop.autocast(recipe.precision, device)
-    if recipe.checkpointing:
-        checkpointed(network, True)
-        network.train()
-    rates = [recipe.rates(buckets.steps(member, recipe.batch_size)) for member in members]
+    share = Share(generators, at_once=device.type in AT_ONCE)
+    network, stack = _stacked(models, share, recipe, device)
+    loss = TokenLoss.of(network, recipe.precision, device, models[0])
+    rates = [recipe.rates(buckets.steps(member, size)) for member in members]
     for epoch in range(recipe.epochs):
         order = list(map(tuple, buckets.order(epoch).tolist()))
         plans = [
-            _Epoch.of(buckets.batches(member, rng, recipe.batch_size), order, lengths, recipe.accumulation)
+            _Epoch.of(buckets.batches(member, rng, size), order, lengths, recipe.accumulation)
             for member, rng in zip(members, streams, strict=True)
         ]
-        steps = [0] * count
-        totals = torch.zeros(count, device=device)
+        steps = [0] * len(models)
         for slot in order:
-            masks.active = [slot in plan.batches for plan in plans]
-            if not any(masks.active):
-                continue
-            index = np.zeros((count, recipe.batch_size), np.int64)
-            weight = np.zeros((count, recipe.batch_size), np.float32)  # rows beyond a model's batch weigh nothing
-            for k, plan in enumerate(plans):
-                if masks.active[k]:
-                    batch = plan.batches[slot]
-                    index[k, : len(batch)], weight[k, : len(batch)] = batch, 1 / plan.tokens[slot]
-            for part in grouped(list(range(recipe.batch_size)), recipe.at_once or recipe.batch_size):
-                rows = torch.as_tensor(index[:, part].ravel(), device=device)
-                ids = data.x[rows, : int(buckets.width[slot[0]])].long()
-                with autocast():
-                    logits = network(input_ids=ids).logits
-                each = losses(logits, ids, data.lengths[rows]).sum(1).view(count, -1)
-                loss = each * torch.as_tensor(weight[:, part], device=device)
-                stack.gather(torch.autograd.grad(loss.sum(), stack.parameters))
-                totals += loss.detach().sum(1)
-            due = [slot in plan.ends for plan in plans]
-            if any(due):
-                rate = [float(rates[k][epoch, steps[k]]) if due[k] else 0.0 for k in range(count)]
-                stack.step(due, rate, recipe.clip_norm, recipe.weight_decay)
-                steps = [step + ready for step, ready in zip(steps, due, strict=True)]
-        finite = (totals + stack.values.sum(1)).isfinite().tolist()
+            batches = [plan.batches.get(slot, EMPTY) for plan in plans]
+            for start in range(0, size, most):
+                rows = [batch[start : start + most] for batch in batches]
+                if not any(map(len, rows)):
+                    break
+                share.take(list(map(len, rows)), most)
+                index, weights = _padded(rows, [plan.tokens.get(slot, 1) for plan in plans], share.rows)
+                index, weights = (torch.as_tensor(of_all, device=device) for of_all in (index, weights))
+                ids = data.x[index, : int(buckets.width[slot[0]])].long()
+                total = loss(ids, data.lengths[index], weights, share.rows)
+                stack.gather(torch.autograd.grad(total, stack.parameters))
+            due = [k for k, plan in enumerate(plans) if slot in plan.ends]
+            stack.step({k: float(rates[k][epoch, steps[k]]) for k in due}, recipe.clip_norm)
+            for k in due:
+                steps[k] += 1
+        finite = stack.finite()
         if not all(finite):
             raise Diverged(finite.index(False), epoch + 1)
     stack.give_back()
 
 
-def _stacked(models: Sequence[Any], masks: Masks) -> tuple[nn.Module, Stack]:
+def _padded(rows: list[Array], tokens: list[int], places: list[int]) -> tuple[Array, Array]:
+    """The records of all adapters, and what each weighs: a record that only fills a place weighs nothing."""
+    index = [np.pad(own, (0, size - len(own))) for own, size in zip(rows, places, strict=True)]
+    weights = [(np.arange(size) < len(own)) / n for own, n, size in zip(rows, tokens, places, strict=True)]
+    return np.concatenate(index), np.concatenate(weights).astype(np.float32)
+
+
+def _stacked(models: Sequence[Any], share: Share, recipe: Recipe, device: torch.device) -> tuple[nn.Module, Stack]:
     """The base with all adapters on it, its tensors shared, and the adapters as one matrix."""
     from peft.tuners.lora import LoraLayer
 
     adapter = models[0].active_adapter
+    dtype = loop.dtype_of(recipe.precision, device)
     first = models[0].get_base_model()
     network = copy.deepcopy(first, {id(t): t for t in (*first.parameters(), *first.buffers())})
     names = [name for name, module in network.named_modules() if isinstance(module, LoraLayer)]
-    stack = Stack.of(
-        [
-            [part[adapter].weight for name in names for part in _parts(model.get_base_model().get_submodule(name))]
-            for model in models
-        ]
-    )
+    of_models = [
+        [part[adapter].weight for name in names for part in _parts(model.get_base_model().get_submodule(name))]
+        for model in models
+    ]
+    stack = Stack(of_models, recipe.weight_decay)
     parameters = iter(stack.parameters)
     for name in names:
         layer = network.get_submodule(name)
-        network.set_submodule(name, StackedLoRA(layer, adapter, next(parameters), next(parameters), masks))
+        stacked = StackedLoRA(layer, adapter, next(parameters), next(parameters), share, dtype)
+        network.set_submodule(name, stacked)
+    if recipe.checkpointing:
+        checkpointed(network, True)
+        network.train()
     return network, stack
 
 
 def _parts(layer: Any) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     return layer.lora_A, layer.lora_B
-
-
-@dataclass
-class Stack:
-    """The adapters of G models as the rows of `values` (G, n), their gradients `grads`, and AdamW on them."""
-
-    of_models: list[list[nn.Parameter]]
-    values: torch.Tensor
-    grads: torch.Tensor
-    parameters: list[nn.Parameter]  # (G, ...) each: views of `values`
-    gradients: list[torch.Tensor]  # of each, views of `grads`
-    mean: torch.Tensor
-    square: torch.Tensor
-    steps: list[int]
-
-    @classmethod
-    def of(cls, of_models: list[list[nn.Parameter]]) -> Stack:
-        sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in of_models[0]]
-        values = torch.zeros(len(of_models), sum(sizes), device=of_models[0][0].device)
-        grads = torch.zeros_like(values)
-        parameters, gradients = [], []
-        for place, of_one in zip(np.cumsum([0, *sizes]).tolist(), zip(*of_models, strict=True), strict=False):
-            like = of_one[0]
-            view, grad = (tensor[:, place : place + like.numel()].view(-1, *like.shape) for tensor in (values, grads))
-            with torch.no_grad():
-                view.copy_(torch.stack([p.detach() for p in of_one]))
-            parameters.append(nn.Parameter(view))
-            gradients.append(grad)
-        moments = torch.zeros_like(values), torch.zeros_like(values)
-        return cls(of_models, values, grads, parameters, gradients, *moments, [0] * len(of_models))
-
-    @torch.no_grad()
-    def gather(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Add these gradients of the parameters to those that are waiting for a step."""
-        torch._foreach_add_(self.gradients, list(gradients))
-
-    @torch.no_grad()
-    def step(self, due: list[bool], rates: list[float], clip_norm: float | None, weight_decay: float) -> None:
-        """A step of AdamW for the adapters that are due, each with its own learning rate and gradient norm."""
-        self.steps = [step + ready for step, ready in zip(self.steps, due, strict=True)]
-        column = lambda numbers: torch.tensor(numbers, device=self.values.device)[:, None]  # noqa: E731
-        on, rate = column(due), column(rates)
-        grads = self.grads
-        if clip_norm is not None:
-            norm = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
-            grads = grads * (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        (b1, b2), done = BETAS, [max(step, 1) for step in self.steps]
-        self.mean = torch.where(on, self.mean.lerp(grads, 1 - b1), self.mean)
-        self.square = torch.where(on, self.square * b2 + (1 - b2) * grads * grads, self.square)
-        denominator = self.square.sqrt() / column([(1 - b2**step) ** 0.5 for step in done]) + EPSILON
-        change = rate * (self.mean / column([1 - b1**step for step in done]) / denominator)
-        self.values.copy_(torch.where(on, self.values * (1 - rate * weight_decay) - change, self.values))
-        self.grads.mul_(~on)  # those that are not due yet go on gathering theirs
-
-    @torch.no_grad()
-    def give_back(self) -> None:
-        """Copy each row back into the adapters of its model."""
-        for k, of_one in enumerate(self.of_models):
-            for parameter, stacked in zip(of_one, self.parameters, strict=True):
-                parameter.copy_(stacked[k])

@@ -17,8 +17,8 @@ from numpy import ndarray as Array
 from trainers import loop
 from trainers.resident import Resident
 from trainers.schedule import learning_rates
-from trainers.text import losses
 from trainers.text_batches import Buckets, grouped
+from trainers.token_loss import TokenLoss
 
 log = logging.getLogger(__name__)
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW, as everywhere
@@ -115,8 +115,8 @@ def _train(
     lengths = data.lengths.cpu().numpy()
     buckets = Buckets.of(lengths, recipe.batch_size)
     optimizer = _adamw(parameters, recipe.weight_decay)
-    autocast = loop.autocast(recipe.precision, data.device)
     model.train()
+    loss_of = TokenLoss.of(model, recipe.precision, data.device)
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # ty: ignore
     if recipe.checkpointing:
         checkpointed(inner, True)
@@ -131,9 +131,8 @@ def _train(
                     for part in grouped(batches[slot].tolist(), recipe.at_once or recipe.batch_size):
                         index = torch.tensor(part, device=data.device)
                         ids = data.x[index, : int(buckets.width[slot[0]])].long()
-                        with autocast():
-                            logits = model(input_ids=ids).logits
-                        loss = losses(logits, ids, data.lengths[index]).sum() / tokens
+                        each = torch.full((len(part),), 1 / tokens, device=data.device)
+                        loss = loss_of(ids, data.lengths[index], each, [len(part)])
                         loss.backward()
                         total += loss.detach()
                 if recipe.clip_norm is not None:

@@ -72,7 +72,7 @@ def test_the_stack_is_in_no_stamp_and_the_arithmetic_is_recorded(session):
 
 def test_a_stack_is_resumed_with_the_models_that_are_missing(session):
     before = trained(session())
-    assert len(training.stacks_of(session("run.workers=1"), [0, 2, 3], CPU)) == 1
+    assert len(training.stacks_of(session("run.workers=1"), [0, 2, 3])) == 1
     for name in ("model_3.safetensors", "model_4.safetensors.stamp.json"):
         (session().folder / "models" / name).unlink()
     assert training.missing_models(session()) == [3, 4]
@@ -145,7 +145,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_failed_model(session, monkeypatch)
 def test_stacks_keep_every_worker_busy_and_are_no_wider_than_the_trainer_says(session):
     for workers, stack, count, sizes in [(2, "auto", 18, [9, 9]), (1, 4, 10, [4, 3, 3]), (3, 2, 7, [2, 1, 1, 1, 1, 1])]:
         here = session(f"run.workers={workers}", f"train.stack={stack}")
-        stacks = training.stacks_of(here, list(range(count)), CPU)
+        stacks = training.stacks_of(here, list(range(count)))
         assert [len(part) for part in stacks] == sizes
         assert [model for part in stacks for model in part] == list(range(count))
 

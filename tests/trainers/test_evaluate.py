@@ -42,6 +42,10 @@ def naive(z, y, signal):
         p = softmax(row[None])[0]
         if signal.kind == "log_odds":
             scores.append(np.log(p[label] / sum(p[j] for j in range(len(p)) if j != label)))
+        elif signal.kind == "entropy":
+            scores.append(-np.log(-sum(q * np.log(q) for q in p)))
+        elif signal.kind == "hinge":
+            scores.append(row[label] - max(v for j, v in enumerate(row) if j != label))
         else:
             rest = sum(p[i] * np.log(1 - p[i]) for i in range(len(p)) if i != label)
             scores.append(-np.log(-(1 - p[label]) * np.log(p[label]) - rest))
@@ -59,6 +63,8 @@ def naive(z, y, signal):
         Signal("taylor", order=10),
         ENTROPY,
         Signal("modified_entropy", temperature=3.0),
+        Signal("entropy"),
+        Signal("hinge", temperature=2.0),
     ],
     ids=lambda signal: signal.name,
 )
@@ -107,7 +113,9 @@ def test_log_odds_do_not_saturate():
     np.testing.assert_allclose(column(z, np.full(6, 7), LOG_ODDS), margins - np.log(999), rtol=1e-6)
 
 
-@pytest.mark.parametrize("signal", [LOG_ODDS, ENTROPY, Signal("taylor", margin=0.6, order=4)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "signal", [LOG_ODDS, ENTROPY, Signal("taylor", margin=0.6, order=4), Signal("entropy")], ids=lambda s: s.name
+)
 def test_extreme_logits_give_finite_signals(signal):
     z = np.array(
         [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [1e4, 1e4, -1e4], [-1e4, -1e4, -1e4], [0.0, 0.0, 0.0]], np.float32
