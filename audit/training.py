@@ -111,7 +111,7 @@ def _train(session: Session, missing: list[int], failed: dict[int, str], share: 
     setup = _trainer if share is None else partial(_trainer_of_share, share.claims)
     units = run_units(session, stacks, setup, "train", what=TRAINING, at_least=_at_least(session, missing))
     written, took = time.monotonic(), 0.0
-    for stack, failures in progress(units, TRAINING, total=len(stacks)):
+    for stack, failures in progress(units, TRAINING, total=len(missing), of=lambda unit: len(unit[0])):
         lost = isinstance(failures, Lost)
         failed |= dict.fromkeys(stack, failures.reason) if lost else failures
         if share is None and (start := time.monotonic()) - written >= 20 * took:  # it reads the stamps of all models
