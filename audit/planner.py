@@ -120,7 +120,8 @@ def lines(
     """What `--check` says of time, and what will not fit. Sizes in bytes, of one model; `memory` of this process."""
     missing, of_more = missing_models(session), sum(one.to_train for one in more)
     there = [model for model in session.plan.models if model not in missing]
-    to_train, to_ask = len(missing) + of_more, len(missing) + of_more + len(missing_signals(session, there))
+    to_train = len(missing) + of_more
+    to_ask = to_train + len(missing_signals(session, there if missing else None))
     yield from _time(session, to_train, to_ask, like)
     kept = sum(one.to_train * (weights * one.keeps_weights + 4 * one.signals) for one in more)
     need = len(missing) * weights + to_ask * signals + kept
