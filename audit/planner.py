@@ -82,9 +82,7 @@ def _scaled(session: Session, rows: Sequence[dict[str, Any]], like: Path, said: 
     """How much longer a model trains here than there: in proportion to records and epochs."""
     config, row = session.config, rows[0]
     if (there := row.get("model_name")) != config.model.name:
-        raise UserError(
-            f"--like {like}: it trained {there}, and here it is {config.model.name}: name a run of the same"
-        )
+        raise UserError(f"--like {like}: it trained {there}, not {config.model.name}: name a run of the same model")
     here = float(session.plan.member[0].sum()) * config.trainer.settings.get("epochs", 1)
     then = float(row.get("num_train") or 0) * float(row.get("epochs") or 1)
     if not then:

@@ -94,7 +94,7 @@ def test_hours_are_those_of_the_longest_share(file, tmp_path, monkeypatch):
     monkeypatch.setattr(planner, "missing_signals", lambda session, models: dict.fromkeys(models))
     lines = said(here, more=[More("synthetic targets", 10, 8)])
     assert "2 min to train a model (median of 3 models of this run; cpu)" in lines[0]
-    for k in (1, 2, 4, 8, 13):
+    for k in (1, 2, 4, 8, 14):
         assert f"{duration(math.ceil(13 / k) * 120)} on {k}" in lines[1]
     assert "(13 to train, 14 to ask)" in lines[1]  # model 0 is there and was not asked
 
