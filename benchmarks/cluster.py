@@ -226,7 +226,8 @@ def main() -> None:
                 by_models=dict(seen),
                 slope_mib_per_1000=slope,
             )
-    driver, idle = float(np.median(cpus)), max(0.0, 2 * float(np.median(walls)) - float(np.median(cpus)))
+    # The driver serves a real unit in the CPU seconds of one that is written; a worker waits for it, and for the way.
+    driver, idle = cpu, max(0.0, 2 * float(np.median(walls)) - float(np.median(cpus)))
     curves = {}
     for factor in TIMES:
         curve = efficiencies(real, factor, UNITS, start=start, driver=driver, idle=idle)
