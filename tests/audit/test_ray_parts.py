@@ -1,5 +1,6 @@
 """What is decided about units and workers of a cluster, without one."""
 
+import logging
 from collections import deque
 
 import pytest
@@ -7,8 +8,10 @@ import pytest
 from audit import on_ray, ray_board
 from audit.on_ray import TRIES, fits
 from audit.ray_board import Board
-from core import config
+from audit.session import prepare
+from core import config, rundir
 from core.errors import UserError
+from core.log import ROOTS
 
 TEXT = """
 run: {log_dir: x, engine: ray}
@@ -58,7 +61,7 @@ def test_a_unit_that_failed_is_done_next_and_elsewhere():
 def test_where_there_is_one_node_a_unit_is_tried_there_again_a_bounded_number_of_times():
     here = stage(1)
     tried = 0
-    while here.todo:
+    while here.todo and tried <= 2 * TRIES:
         assert here.next_for("a", {"a"}) == 0
         tried += 1
         here.again(0, "a")
@@ -157,3 +160,114 @@ def test_units_are_named_by_their_models():
 
     assert on_ray._named([3, 4]) == "models 3, 4" and on_ray._named([3]) == "model 3"
     assert on_ray._named([Wanted(7, where, LOG_ODDS) for where in ("points", "population")]) == "model 7"
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A worker, made in this process, and what it does with a unit."""
+    import torch
+
+    from audit import ray_worker
+
+    before = {name: (logging.getLogger(name).handlers, logging.getLogger(name).level) for name in ROOTS}
+    threads, run = torch.get_num_threads(), tmp_path / "run"
+    (run / "models").mkdir(parents=True)
+    (run / "token").write_text("mine")
+    monkeypatch.setattr(rundir, "_abandoned", False)  # what `end` says holds for the process
+    rundir.write_text(run / ".lock", "held")
+
+    def made(*, shares):
+        token = (str(run / "token"), "mine" if shares else "another's")
+        hold = rundir.Hold(run / ".lock", "held")
+        order = ray_worker.Order(1, 0.0, (), dict.fromkeys(ROOTS, logging.INFO), str(run), hold, token)
+        return ray_worker.Worker(order), run
+
+    yield made
+    torch.set_num_threads(threads)
+    rundir.hold_of(None)
+    for name, (handlers, level) in before.items():
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = handlers, True
+        logger.setLevel(level)
+
+
+class Shipment:
+    """What reaches a worker, without an object store."""
+
+    def __init__(self, file, setup):
+        self.what = prepare(config.load(file)), setup, "cpu"
+
+    def unpacked(self):
+        return self.what
+
+
+def copies(session, device):
+    """Units that write a file, which holds what they read; unit 13 is refused, and 14 a fault of ours."""
+
+    def work(unit):
+        if unit == 13:
+            raise UserError("13 is refused")
+        if unit == 14:
+            raise ZeroDivisionError("a fault")
+        logging.getLogger("audit.x").info("unit %d", unit)
+        read = session.folder / "models/read.txt"
+        text = f"{unit} {read.read_text() if read.exists() else ''}"
+        rundir.make(session.folder / f"models/{unit}.txt", {"n": unit}, lambda file: file.write(text.encode()))
+        return unit * 2
+
+    return work
+
+
+@pytest.fixture
+def shipment(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(TEXT.replace("log_dir: x", f"log_dir: {tmp_path / 'run'}"))
+    return Shipment(file, copies)
+
+
+def test_a_worker_that_sees_the_run_directory_writes_there_while_its_driver_holds_it(worker, shipment):
+    own, run = worker(shares=True)
+    answer = own.do(1, shipment, 3, [])
+    assert (answer.kind, answer.value, answer.files) == ("done", 6, [])
+    assert [record.getMessage() for record in answer.records] == ["unit 3"]
+    assert rundir.is_made(run / "models/3.txt", {"n": 3})
+    rundir.write_text(run / ".lock", "held by another driver")
+    answer = own.do(1, shipment, 4, [])
+    assert answer.kind == "refused" and "is no longer held" in str(answer.value)
+    assert not (run / "models/4.txt").exists()
+    own.end()
+
+
+def test_a_worker_that_does_not_see_it_sends_files_back_and_keeps_none(worker, shipment):
+    own, run = worker(shares=False)
+    answer = own.do(1, shipment, 3, [("models/read.txt", b"what was sent")])
+    assert answer.kind == "done" and dict(answer.files)["models/3.txt"] == b"3 what was sent"
+    assert sorted(dict(answer.files)) == ["models/3.txt", "models/3.txt.stamp.json"]
+    again = own.do(1, shipment, 5, [])
+    assert dict(again.files)["models/5.txt"] == b"5 "  # nothing was left from before
+    assert not list((run / "models").iterdir())
+    rundir.receive(run, answer.files)
+    assert rundir.is_made(run / "models/3.txt", {"n": 3})
+    folder = own.folder
+    own.end()
+    assert not folder.exists()
+
+
+def test_what_a_unit_raises_is_an_answer(worker, shipment):
+    own, _ = worker(shares=False)
+    assert str(own.do(1, shipment, 13, []).value) == "13 is refused" and own.do(1, shipment, 13, []).kind == "refused"
+    fault = own.do(1, shipment, 14, [])
+    assert fault.kind == "failed" and fault.value.strip().endswith("ZeroDivisionError: a fault")
+    assert own.do(1, shipment, 2, []).value == 4
+    own.end()
+
+
+def test_a_stage_is_set_up_once_for_all_its_units(worker, shipment):
+    own, _ = worker(shares=False)
+    session, setup, device = shipment.what
+    calls = []
+    shipment.what = (session, lambda session, device: calls.append(1) or setup(session, device), device)
+    for stage, unit in ((1, 1), (1, 2), (2, 1), (2, 2), (2, 3)):
+        assert own.do(stage, shipment, unit, []).kind == "done"
+    assert len(calls) == 2
+    own.end()
