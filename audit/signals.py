@@ -60,7 +60,10 @@ def wanted_of(config: Config) -> tuple[Signal, ...]:
 
 
 def missing_signals(session: Session, models: Sequence[int] | None = None) -> dict[int, list[Wanted]]:
-    """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
+    """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points.
+
+    models: these only, which are there when others are not yet; then of what can be asked of them alone.
+    """
     missing: dict[int, list[Wanted]] = {}
     if session.given is not None:
         return missing
@@ -68,6 +71,8 @@ def missing_signals(session: Session, models: Sequence[int] | None = None) -> di
         for where in ("points", "population"):
             for signal in wanted_of(session.config):
                 wanted = Wanted(model, where, signal)
+                if models is not None and signal.kind in NOT_SHARED:
+                    continue
                 if asked(session, wanted) and not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
                     missing.setdefault(model, []).append(wanted)
     return missing
@@ -115,6 +120,12 @@ def settled_precision(session: Session, model: int) -> Literal["float32", "bfloa
     return made["facts"]["precision"] if made else "float32"
 
 
+def settles_precision(session: Session, model: int) -> list[Path]:
+    """The files that `settled_precision` reads."""
+    path = path_of(session, Wanted(model, "points", LOG_ODDS))
+    return [path, rundir.stamp_of(path)] if precision(session) else []
+
+
 def _records(session: Session, where: Where) -> np.ndarray:
     return session.points if where == "points" else session.population
 
@@ -125,9 +136,6 @@ def compute_missing(session: Session, device: torch.device, share: Share | None 
     share: these models only, of which others may ask some at the same time, and the signals that need no other model.
     """
     missing = missing_signals(session, share and share.models)
-    if share:
-        alone = {model: [w for w in files if w.signal.kind not in NOT_SHARED] for model, files in missing.items()}
-        missing = {model: files for model, files in alone.items() if files}
     if not missing:
         log.info("signals: all there")
         return
