@@ -120,7 +120,9 @@ def _guessed(config: Config, name: str | dict[str, Any] | None, weights: Any) ->
     if name is not None or config.model is not None or not isinstance(weights, Path) or not weights.is_dir():
         return name
     base = hub_files.base_of(weights) if hub_files.is_adapter(weights) else str(weights)
-    return f"hf:{base}" if base else None
+    if not base:
+        raise config.error("model.name", f"missing: {weights} does not say whose adapters they are: hf:<folder of it>")
+    return f"hf:{base}"
 
 
 def _brought(config: Config, path: Path, told: Mapping[str, Any]) -> Brought:

@@ -91,7 +91,7 @@ def fill(network: torch.nn.Module, path: Path, name: str) -> None:
 def _same_architecture(one: Mapping[str, Any], other: Mapping[str, Any], what: str) -> None:
     ours = lambda key: key not in ASIDE and "drop" not in key and not key.endswith("token_id")  # noqa: E731
     if one.get("model_type") != other.get("model_type"):
-        raise UserError(f"{what} is a {one.get('model_type')}, and what it is to be read as a {other['model_type']}")
+        raise UserError(f"{what} is a {one.get('model_type')}, and is to be read as a {other['model_type']}")
     if unlike := [key for key in one if key in other and ours(key) and one[key] != other[key]]:
         said = ", ".join(f"{key} {one[key]} instead of {other[key]}" for key in unlike[:3])
         raise UserError(f"{what} computes in another way: its config.json has {said}")

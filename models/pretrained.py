@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,6 +36,19 @@ def config_of(name: str) -> Any:
         kind = getattr(config, "model_type", "of an unknown kind")
         raise UserError(f"model {name} is no causal language model ({kind}): use one that predicts the next token")
     return config
+
+
+@cache
+def digest_of(name: str) -> str | None:
+    """sha256 of a model in a local directory; None of one of the hub, which its name tells."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return None
+    found = hashlib.sha256()
+    for file in sorted(file for kind in ("config.json", "*.safetensors", "*.bin") for file in path.glob(kind)):
+        with open(file, "rb") as opened:
+            found.update(hashlib.file_digest(opened, "sha256").digest())
+    return found.hexdigest()
 
 
 @lru_cache(maxsize=1)
