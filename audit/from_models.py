@@ -80,7 +80,7 @@ def models(
     weights = _own(name) if weights is None and folder is None else weights
     if (folder is None) == (weights is None):
         ways = "folder (a run's), or weights and member, or name: hf:<folder> of a language model"
-        raise config.error("model", f"say where the models are: {ways}")
+        raise config.error("model", f"give either {ways}")
     given = _of_folder(config, folder, anywhere) if folder is not None else _of_files(config, weights, member)
     config = replace(config, model=_architecture(config, name, factory, given))
     session = prepare(replace(config, origin=Call(TRAINED, {})))

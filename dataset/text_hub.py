@@ -33,9 +33,8 @@ def load(
                 found = datasets.load_dataset(name, subset)
     except Exception as error:  # the library raises whatever its readers raise
         if reason:
-            raise UserError(
-                f"dataset {name} is not on this machine, and cannot be downloaded: {reason}. {by_hand}"
-            ) from None
+            why = f"dataset {name} is not on this machine, and cannot be downloaded: {reason}. {by_hand}"
+            raise WrongSetting("data.dataset", why) from None
         message = str(error).strip().partition("\n")[0]
         raise UserError(f"dataset {name} cannot be read: {message or type(error).__name__}. {by_hand}") from None
     if isinstance(found, datasets.Dataset):  # saved without splits

@@ -24,6 +24,7 @@ from core.hub import unreachable
 from core.registry import MODELS
 
 log = logging.getLogger(__name__)
+ALSO = {"gpt2": ("openai-community/gpt2",)}  # other names under which a cache may hold a model
 
 
 @cache
@@ -116,12 +117,13 @@ def read(what: str, name: str) -> Any:
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"model {name}: there is no such directory")
     with _quiet():
-        try:
-            return loader(str(path) if local else name, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # the library raises whatever its readers raise
-            if local:
-                message = str(error).strip().partition("\n")[0]
-                raise UserError(f"the {what} of {name} cannot be read: {message or type(error).__name__}") from None
+        for known in (str(path),) if local else (name, *ALSO.get(name, ())):
+            try:
+                return loader(known, local_files_only=True, trust_remote_code=False)
+            except Exception as error:  # the library raises whatever its readers raise
+                if local:
+                    message = str(error).strip().partition("\n")[0]
+                    raise UserError(f"the {what} of {name} cannot be read: {message or type(error).__name__}") from None
         from huggingface_hub import constants
 
         reason = unreachable(f"{constants.ENDPOINT}/{name}")
