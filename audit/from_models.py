@@ -76,8 +76,8 @@ def models(
     - std: see mean
     - anywhere: believe metadata that name files outside of the folder
     """
-    name = _guessed(config, name, weights)
-    weights = _own(name) if weights is None and folder is None else weights
+    name = hub_files.named(config, name, weights)
+    weights = hub_files.own_folder(name) if weights is None and folder is None else weights
     if (folder is None) == (weights is None):
         ways = "folder (a run's), or weights and member, or name: hf:<folder> of a language model"
         raise config.error("model", f"give either {ways}")
@@ -107,22 +107,6 @@ def models(
         if missing := lacks(session, call):
             raise config.error("audit.algorithm", f"{call.label} lacks {' and '.join(lack.what for lack in missing)}")
     return session
-
-
-def _own(name: str | dict[str, Any] | None) -> Path | None:
-    """The folder of a language model that is to be audited as it is."""
-    written = name if isinstance(name, str) else (name or {}).get("name", "")
-    return Path(written.partition(":")[2]).expanduser() if str(written).startswith("hf:") else None
-
-
-def _guessed(config: Config, name: str | dict[str, Any] | None, weights: Any) -> str | dict[str, Any] | None:
-    """The architecture as it is written, or as a folder of weights says."""
-    if name is not None or config.model is not None or not isinstance(weights, Path) or not weights.is_dir():
-        return name
-    base = hub_files.base_of(weights) if hub_files.is_adapter(weights) else str(weights)
-    if not base:
-        raise config.error("model.name", f"missing: {weights} does not say whose adapters they are: hf:<folder of it>")
-    return f"hf:{base}"
 
 
 def _brought(config: Config, path: Path, told: Mapping[str, Any]) -> Brought:

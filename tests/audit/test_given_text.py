@@ -233,3 +233,25 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(desk, tmp_path, capsys, c
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_what_a_config_of_adapters_says_beside_their_shape_is_left_out(tmp_path):
+    """PEFT imports the module that `megatron_core` names, and draws or changes weights as `init_lora_weights` says."""
+    from audit import hub_files
+
+    said = {"peft_type": "LORA", "r": 3, "megatron_core": "os", "megatron_config": {"a": 1}, "auto_mapping": {"a": "b"}}
+    said |= {"init_lora_weights": "pissa", "unheard_of": 1, "base_model_name_or_path": "x", "eva_config": {}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    assert hub_files.peft_of(tmp_path) == {"type": "lora", "r": 3} and hub_files.base_of(tmp_path) == "x"
+
+
+def test_an_adapter_that_did_not_train_is_refused(desk, tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(desk / "adapter", tmp_path / "adapter")
+    weights = {name: tensor / 0 for name, tensor in load_file(desk / "adapter/adapter_model.safetensors").items()}
+    save_file(weights, tmp_path / "adapter/adapter_model.safetensors")
+    assert run(tmp_path, given(desk, tmp_path, model={"weights": str(tmp_path / "adapter")})) == 2
+    assert "NaN or infinite weights" in capsys.readouterr().err
