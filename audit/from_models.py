@@ -77,7 +77,11 @@ def models(
     - anywhere: believe metadata that name files outside of the folder
     """
     name = hub_files.named(config, name, weights)
-    weights = hub_files.own_folder(name) if weights is None and folder is None else weights
+    if weights is None and folder is None:
+        try:
+            weights = hub_files.own_folder(name)
+        except UserError as error:
+            raise config.error("model.name", str(error)) from None
     if (folder is None) == (weights is None):
         ways = "folder (a run's), or weights and member, or name: hf:<folder> of a language model"
         raise config.error("model", f"give either {ways}")

@@ -39,9 +39,22 @@ def check(path: Path) -> None:
 
 
 def own_folder(name: str | dict[str, Any] | None) -> Path | None:
-    """The folder of a language model that is to be audited as it is."""
-    written = name if isinstance(name, str) else (name or {}).get("name", "")
-    return Path(written.partition(":")[2]).expanduser() if str(written).startswith("hf:") else None
+    """The folder of a language model that is to be audited as it is; one of the hub is in its cache, or fetched there.
+
+    UserError if it is nowhere.
+    """
+    written = str(name if isinstance(name, str) else (name or {}).get("name", ""))
+    kind, _, source = written.partition(":")
+    if kind not in ("hf", "gpt2"):
+        return None
+    if source and (path := Path(source).expanduser()).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    from models.pretrained import base
+
+    base(source or kind)
+    return Path(snapshot_download(source or kind, local_files_only=True))
 
 
 def named(config: Config, name: str | dict[str, Any] | None, weights: Any) -> str | dict[str, Any] | None:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from core.errors import UserError
-from core.hub import unreachable
+from core.hub import offline, unreachable
 from core.registry import MODELS
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ def read(what: str, name: str) -> Any:
     with _quiet():
         for known in (str(path),) if local else (name, *ALSO.get(name, ())):
             try:
-                return loader(known, local_files_only=True, trust_remote_code=False)
+                with offline():
+                    return loader(known, local_files_only=True, trust_remote_code=False)
             except Exception as error:  # the library raises whatever its readers raise
                 if local:
                     message = str(error).strip().partition("\n")[0]

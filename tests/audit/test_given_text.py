@@ -255,3 +255,24 @@ def test_an_adapter_that_did_not_train_is_refused(desk, tmp_path, capsys):
     save_file(weights, tmp_path / "adapter/adapter_model.safetensors")
     assert run(tmp_path, given(desk, tmp_path, model={"weights": str(tmp_path / "adapter")})) == 2
     assert "NaN or infinite weights" in capsys.readouterr().err
+
+
+def test_a_model_of_the_hub_is_found_in_its_cache_without_a_network(desk, tmp_path, monkeypatch):
+    import shutil
+    import socket
+
+    from huggingface_hub import constants
+
+    from audit import hub_files
+
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **o: asked.append(a) or [])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("me/tiny", "openai-community/gpt2"):
+        cache = tmp_path / f"models--{name.replace('/', '--')}"
+        shutil.copytree(desk / "gpt", cache / "snapshots/abc")
+        (cache / "refs").mkdir()
+        (cache / "refs/main").write_text("abc")
+    assert hub_files.own_folder("hf:me/tiny") == tmp_path / "models--me--tiny/snapshots/abc"
+    assert pretrained.base("gpt2").config.n_embd == 16
+    assert not asked
