@@ -44,10 +44,24 @@ def stamp(session: Session, model: int) -> dict[str, Any]:
         made = session.config.settings()
     return {
         **made,
+        **_of_base(session),
         "model number": model,
         "pool records (sha256)": session.pool_digest,
         "its training set (sha256)": rundir.digest(np.packbits(session.plan.member[model])),
     }
+
+
+def _of_base(session: Session) -> dict[str, Any]:
+    """The weights that training starts from, where they are in a directory that may change under its name."""
+    from models.language import pretrained
+
+    source = pretrained(session.config.model.name) if session.config.model else None
+    if source is None:
+        return {}
+    from models.pretrained import digest_of
+
+    found = digest_of(source)
+    return {} if found is None else {"pretrained weights (sha256)": found}
 
 
 def missing_models(session: Session) -> list[int]:
