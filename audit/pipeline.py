@@ -32,6 +32,7 @@ from audit.screening import screen
 from audit.session import Session, device_of, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, labels_spent, missing_signals, signals_of, wanted_of
 from audit.training import missing_models, model_rows, train_missing
+from audit.workers import keep_memory
 from core import rundir
 from core.config import TRAINED, Call, Config
 from core.errors import UserError
@@ -54,6 +55,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
         return own(config, only_report=only_report)
     timings: list[tuple[str, float]] = []
     make_reproducible(config.run.threads)
+    keep_memory()
     train_device, audit_device = device_of(config, "train"), device_of(config, "audit")
     for warning in config.warnings():
         log.warning(warning)

@@ -44,10 +44,24 @@ def stamp(session: Session, model: int) -> dict[str, Any]:
         made = session.config.settings()
     return {
         **made,
+        **_of_base(session),
         "model number": model,
         "pool records (sha256)": session.pool_digest,
         "its training set (sha256)": rundir.digest(np.packbits(session.plan.member[model])),
     }
+
+
+def _of_base(session: Session) -> dict[str, Any]:
+    """The weights that training starts from, where they are in a directory that may change under its name."""
+    from models.language import pretrained
+
+    source = pretrained(session.config.model.name) if session.config.model else None
+    if source is None:
+        return {}
+    from models.pretrained import digest_of
+
+    found = digest_of(source)
+    return {} if found is None else {"pretrained weights (sha256)": found}
 
 
 def missing_models(session: Session) -> list[int]:
@@ -111,7 +125,7 @@ def _train(session: Session, missing: list[int], failed: dict[int, str], share: 
     setup = _trainer if share is None else partial(_trainer_of_share, share.claims)
     units = run_units(session, stacks, setup, "train", what=TRAINING, at_least=_at_least(session, missing))
     written, took = time.monotonic(), 0.0
-    for stack, failures in progress(units, TRAINING, total=len(stacks)):
+    for stack, failures in progress(units, TRAINING, total=len(missing), of=lambda unit: len(unit[0])):
         lost = isinstance(failures, Lost)
         failed |= dict.fromkeys(stack, failures.reason) if lost else failures
         if share is None and (start := time.monotonic()) - written >= 20 * took:  # it reads the stamps of all models

@@ -11,7 +11,7 @@ import torch
 from trainers.loop import precision_of
 from trainers.stack import layers_of
 
-# Figures: documentation/benchmarks.md. Small networks are bound by the dispatch of operations, larger ones by the
+# Figures: python -m benchmarks.training --widths, documentation/benchmarks.md. Small networks are bound by the dispatch of operations, larger ones by the
 # cache that a stack's weights and activations must fit into; a GPU (not measured yet) has neither limit so soon.
 SMALL = 16_384  # weights
 MOST = {"cpu": (64, 16), "cuda": (256, 256)}  # of networks with at most SMALL weights, and of larger ones
