@@ -76,11 +76,15 @@ def models(
     - std: see mean
     - anywhere: believe metadata that name files outside of the folder
     """
-    name = _guessed(config, name, weights)
-    weights = _own(name) if weights is None and folder is None else weights
+    name = hub_files.named(config, name, weights)
+    if weights is None and folder is None:
+        try:
+            weights = hub_files.own_folder(name)
+        except UserError as error:
+            raise config.error("model.name", str(error)) from None
     if (folder is None) == (weights is None):
         ways = "folder (a run's), or weights and member, or name: hf:<folder> of a language model"
-        raise config.error("model", f"say where the models are: {ways}")
+        raise config.error("model", f"give either {ways}")
     given = _of_folder(config, folder, anywhere) if folder is not None else _of_files(config, weights, member)
     config = replace(config, model=_architecture(config, name, factory, given))
     session = prepare(replace(config, origin=Call(TRAINED, {})))
@@ -107,20 +111,6 @@ def models(
         if missing := lacks(session, call):
             raise config.error("audit.algorithm", f"{call.label} lacks {' and '.join(lack.what for lack in missing)}")
     return session
-
-
-def _own(name: str | dict[str, Any] | None) -> Path | None:
-    """The folder of a language model that is to be audited as it is."""
-    written = name if isinstance(name, str) else (name or {}).get("name", "")
-    return Path(written.partition(":")[2]).expanduser() if str(written).startswith("hf:") else None
-
-
-def _guessed(config: Config, name: str | dict[str, Any] | None, weights: Any) -> str | dict[str, Any] | None:
-    """The architecture as it is written, or as a folder of weights says."""
-    if name is not None or config.model is not None or not isinstance(weights, Path) or not weights.is_dir():
-        return name
-    base = hub_files.base_of(weights) if hub_files.is_adapter(weights) else str(weights)
-    return f"hf:{base}" if base else None
 
 
 def _brought(config: Config, path: Path, told: Mapping[str, Any]) -> Brought:

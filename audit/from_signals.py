@@ -48,7 +48,7 @@ Result = TypeVar("Result")
     "signals",
     summary="what models said of the records, from any framework (npy, npz, csv, parquet)",
     needs_algorithm=False,
-    idle=("num_ref_models", "queries", "batch_size"),
+    idle=("num_ref_models", "queries", "batch_size", "precision"),
 )
 def signals(
     config: Config,

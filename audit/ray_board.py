@@ -32,8 +32,8 @@ class Board:
     total: int
     nodes: dict[str, Node] = field(default_factory=dict)
     done: int = 0
-    began: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
+    said: float = field(default_factory=lambda: time.monotonic())
 
     def started(self, node: str) -> None:
         self.nodes.setdefault(node, Node()).running += 1

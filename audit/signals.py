@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audit import heat_map, label_signals, quantile_signals, text_signals
+from audit import heat_map, label_signals, quantile_signals, text_signals, trace_signals
 from audit.engines import run_units
 from audit.model_files import files_of
 from audit.session import Session
-from audit.training import Share, facts, load_model
+from audit.training import Share, facts, load_model, trace_path
 from audit.workers import Lost
 from core import rundir
 from core.claims import Claims
@@ -60,7 +60,10 @@ def wanted_of(config: Config) -> tuple[Signal, ...]:
 
 
 def missing_signals(session: Session, models: Sequence[int] | None = None) -> dict[int, list[Wanted]]:
-    """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
+    """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points.
+
+    models: these only, which are there when others are not yet; then of what can be asked of them alone.
+    """
     missing: dict[int, list[Wanted]] = {}
     if session.given is not None:
         return missing
@@ -68,6 +71,8 @@ def missing_signals(session: Session, models: Sequence[int] | None = None) -> di
         for where in ("points", "population"):
             for signal in wanted_of(session.config):
                 wanted = Wanted(model, where, signal)
+                if models is not None and signal.kind in NOT_SHARED:
+                    continue
                 if asked(session, wanted) and not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
                     missing.setdefault(model, []).append(wanted)
     return missing
@@ -82,7 +87,7 @@ def asked(session: Session, wanted: Wanted) -> bool:
 
 def path_of(session: Session, wanted: Wanted) -> Path:
     """Other points or other queries are other files: changing them in a config makes nothing stale."""
-    key = rundir.digest(_records(session, wanted.where), session.config.audit.queries)[:8]
+    key = rundir.digest(_records(session, wanted.where), session.config.audit.queries, *precision(session).values())[:8]
     folder = session.folder / "signals" / f"{wanted.where}_{key}"
     return folder / f"model_{wanted.model}.{wanted.signal.name}.npy"
 
@@ -95,10 +100,30 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         "indices (sha256)": rundir.digest(_records(session, wanted.where)),
         "audit.queries": session.config.audit.queries,
         "signal": wanted.signal.name,
+        **precision(session),
         **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
         **label_signals.stamp(session, wanted.signal),
         **quantile_signals.stamp(session, wanted.signal),
+        **trace_signals.stamp(session, wanted.signal),
     }
+
+
+def precision(session: Session) -> dict[str, str]:
+    """The key of a stamp that says that models are asked in another precision than float32."""
+    wanted = session.config.audit.precision
+    return {} if wanted == "float32" or session.data.is_text else {"audit.precision": wanted}
+
+
+def settled_precision(session: Session, model: int) -> Literal["float32", "bfloat16"]:
+    """The precision in which this model was asked about the audited points, as its signals' stamp says."""
+    made = rundir.read_stamp(path_of(session, Wanted(model, "points", LOG_ODDS))) if precision(session) else None
+    return made["facts"]["precision"] if made else "float32"
+
+
+def settles_precision(session: Session, model: int) -> list[Path]:
+    """The files that `settled_precision` reads."""
+    path = path_of(session, Wanted(model, "points", LOG_ODDS))
+    return [path, rundir.stamp_of(path)] if precision(session) else []
 
 
 def _records(session: Session, where: Where) -> np.ndarray:
@@ -111,9 +136,6 @@ def compute_missing(session: Session, device: torch.device, share: Share | None 
     share: these models only, of which others may ask some at the same time, and the signals that need no other model.
     """
     missing = missing_signals(session, share and share.models)
-    if share:
-        alone = {model: [w for w in files if w.signal.kind not in NOT_SHARED] for model, files in missing.items()}
-        missing = {model: files for model, files in alone.items() if files}
     if not missing:
         log.info("signals: all there")
         return
@@ -142,6 +164,8 @@ def _reads(session: Session, files: list[Wanted]) -> Iterator[Path]:
         yield from text_signals.reads(session, signal)
     for model in models:
         yield from files_of(session, model)
+    if any(wanted.signal.kind == trace_signals.TRACE for wanted in files):
+        yield trace_path(session, files[0].model)
     for wanted in (wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND):
         if (regressed := path_of(session, _regressed(wanted))).exists():  # else it is made with the others
             yield regressed
@@ -197,18 +221,25 @@ def _ask(
 ) -> None:
     """Ask one model for all of its `files`, and write them; regressions on its answers last."""
     network, clock = load_model(session, files[0].model, device), _Clock()
+    how = _settle(session, files[0].model, network, residents["points"]) if precision(session) else {}
     last = [wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND]
-    files = [wanted for wanted in files if wanted not in last]
+    over_time = [wanted for wanted in files if wanted.signal.kind in trace_signals.KINDS]
+    files = [wanted for wanted in files if wanted not in (*last, *over_time)]
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
-        columns = _columns(session, network, residents[where], of_set, device) if of_set else ()
+        kind = how.get("precision", "float32")
+        columns = _columns(session, network, residents[where], of_set, device, kind) if of_set else ()
         for wanted, column in zip(of_set, columns, strict=True):
-            _write(session, wanted, column, seconds=clock.lap())
+            _write(session, wanted, column, seconds=clock.lap(), **how)
         for wanted in (w for w in files if w.where == where and w.signal.kind in label_signals.KINDS):
             column, asked = label_signals.column(
                 session, network, residents[where], residents["population"], _records(session, where), wanted.signal
             )
             _write(session, wanted, column, seconds=clock.lap(), **asked)
+    for wanted in over_time:
+        sets = residents["points"], residents["population"]
+        column = trace_signals.column(session, wanted.model, network, *sets, wanted.signal)
+        _write(session, wanted, column, seconds=clock.lap())
     for wanted in last:
         value = np.load(path_of(session, _regressed(wanted)), allow_pickle=False)
         column, judged = regression.column(wanted.model, wanted.signal, value)
@@ -226,6 +257,17 @@ class _Clock:
         return round(self.last - before, 4)
 
 
+def _settle(session: Session, model: int, network: torch.nn.Module, points: Any) -> dict[str, Any]:
+    """The precision for all that this model is asked, from a probe of the audited points: what its stamps record."""
+    from trainers.evaluate import TOLERANCE, precision_for
+
+    chosen, apart = precision_for(network, points, session.config.audit.precision)
+    if chosen == "float32":
+        why = "a log-odds s in bfloat16 is %.2g (1 + |s|) from float32's, more than %g: asked in float32"
+        log.warning("model %4d  " + why, model, apart, TOLERANCE)
+    return {"precision": chosen, "bfloat16 apart, of 1 + |s|": round(apart, 5)}
+
+
 def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -> None:
     if not np.isfinite(column).all():
         bad = int((~np.isfinite(column)).sum())
@@ -235,7 +277,12 @@ def _write(session: Session, wanted: Wanted, column: np.ndarray, **asked: Any) -
 
 
 def _columns(
-    session: Session, network: torch.nn.Module, resident: Any, files: Sequence[Wanted], device: torch.device
+    session: Session,
+    network: torch.nn.Module,
+    resident: Any,
+    files: Sequence[Wanted],
+    device: torch.device,
+    precision: Literal["float32", "bfloat16"],
 ) -> Sequence[np.ndarray]:
     """What a model says of one point set, in the signals of these files."""
     from trainers.evaluate import signals
@@ -247,7 +294,7 @@ def _columns(
         load = lambda model: load_model(session, model, device)  # noqa: E731
         found = text_signals.columns(session, network, resident, records, wanted, model=files[0].model, load=load)
         return [found[signal] for signal in wanted]
-    options = {"batch_size": audit.batch_size, "queries": audit.queries}
+    options = {"batch_size": audit.batch_size, "queries": audit.queries, "precision": precision}
     return list(signals(network, resident, wanted=wanted, **options))
 
 

@@ -7,7 +7,7 @@ by the other references, whose membership is known.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -95,8 +95,11 @@ def _any(settings: Settings, fact: str) -> bool:
 
 def _pairs(settings: Settings) -> int:
     """One to rehearse, beside what the attacks need; and two to cross-fit."""
-    pairs = [(ATTACKS.fact(name, "min_pairs", 1), own) for name, own in _calls(settings)]
-    return 1 + max(1, *(of(own) if callable(of) else of for of, own in pairs))
+    pairs: list[int] = [1]
+    for name, own in _calls(settings):
+        of: int | Callable[[Settings], int] = ATTACKS.fact(name, "min_pairs", 1)
+        pairs.append(of if isinstance(of, int) else of(own))
+    return 1 + max(pairs)
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ def _say(best: int, held: Float[Array, "C n"], member: Bool[Array, " n"], names:
 
 
 def _units(scores: Float[Array, "n A"]) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
-    """Median, and spread of the middle half in units of a standard normal's; of few different values their deviation."""
+    """Median, and spread of the middle half in units of a standard normal's; of few values their deviation."""
     low, centre, high = np.quantile(scores, [0.25, 0.5, 0.75], axis=0)
     scale, deviation = (high - low) / QUARTILES, scores.std(axis=0)
     scale = np.where(scale > 1e-6 * deviation, scale, deviation)

@@ -46,7 +46,7 @@ def scores(head, x, value, ask, given):
 @pytest.mark.parametrize("head", ["gaussian", "pinball"])
 def test_non_members_lie_above_the_predicted_quantile_as_often_as_they_should(uneven, head):
     """And members are found almost as if the truth were known, where LOSS finds little."""
-    x, value, mean, deviation = uneven
+    x, value, _, deviation = uneven
     outside = scores(head, x[:P], value[:P], x[P:], value[P:])
     above = np.array([(outside > norm.isf(alpha)).mean() for alpha in ALPHAS])
     # Of a quantile fitted to P records, the rate varies by sqrt(alpha (1 - alpha) / P).

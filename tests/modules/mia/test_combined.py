@@ -105,7 +105,7 @@ def test_attacks_that_know_different_things_are_better_together():
 
 @pytest.mark.parametrize(("shift", "pairs"), [(0.0, 3), (0.7, 4), (2.0, 6)])
 def test_its_log_odds_are_those_of_membership(shift, pairs):
-    """Of records said to be members with probability p, a share p are. Rehearsals have a pair less: a little is lost."""
+    """Of records said to be members with probability p, a share p are; almost: rehearsals have a pair less."""
     evidence, member = gaussian_world(5, 4000, pairs, shift=shift)
     p = expit(attacked("Combined", {}, evidence))
     for part in np.array_split(np.argsort(p), 6):
