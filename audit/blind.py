@@ -12,7 +12,7 @@ from audit.results import Check, TargetResult
 from audit.session import Session
 from core.config import TRAINED
 from core.metrics import cross_fitted_auc
-from core.types import AuditData
+from core.types import Records
 from modules.checks.blind import FEWEST, Blind, stratified_folds, surface
 
 WORDS = 20_000  # the most frequent words and pairs of words of a bag
@@ -34,13 +34,23 @@ def told(session: Session, target: int) -> Blind | None:
         return None
     member = session.plan.member[target, session.points]
     draw = session.stream("blind baseline", target)
-    rows, quick = np.arange(len(member)), by_lot and not asked
+    rows, quick = _independent(session, draw), by_lot and not asked
     if quick and len(rows) > QUICK:
         rows = np.sort(draw.choice(rows, QUICK, replace=False))
     seen = views(session, session.points[rows])
     if quick:  # lots leave nothing that needs more than a line to be seen
         seen = {of: (x, _bag_classifier if of == WORDS_OF_TEXTS else _linear) for of, (x, _) in list(seen.items())[:1]}
-    return of_views(seen, member[rows], draw, by_lot=by_lot, all_records=len(member))
+    return of_views(seen, member[rows], draw, by_lot=quick, all_records=len(member))
+
+
+def _independent(session: Session, draw: np.random.Generator) -> np.ndarray:
+    """The audited records; where owners are in or out as a whole, one of each: another of them would give it away."""
+    column = session.config.data.owner if session.config.data else None
+    if column is None or column not in session.data.pool.groups:
+        return np.arange(len(session.points))
+    order = draw.permutation(len(session.points))
+    owner = np.asarray(session.data.pool.groups[column])[session.points[order]]
+    return np.sort(order[np.unique(owner, return_index=True)[1]])
 
 
 def of_views(
@@ -110,7 +120,7 @@ def views(session: Session, records: np.ndarray) -> Views:
         from audit.text_signals import texts_of
 
         return of_texts(texts_of(session, records))
-    x = _pixels(data, records) if data.is_image else data.pool.x[records].reshape(len(records), -1)
+    x = pixels(data.pool, records) if data.is_image else data.pool.x[records].reshape(len(records), -1)
     labels = data.pool.y[records]
     if data.is_image:
         x = np.hstack([x, labels[:, None] == np.unique(labels)])
@@ -165,9 +175,9 @@ def _trees() -> Any:
     return HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=15, early_stopping=False, random_state=0)
 
 
-def _pixels(data: AuditData, records: np.ndarray) -> np.ndarray:
+def pixels(records: Records, index: np.ndarray) -> np.ndarray:
     """Images (n, C, H, W) averaged to at most GRID x GRID pixels, flat."""
-    images = data.pool.x[records].astype(np.float32)
+    images = records.x[index].astype(np.float32)
     for axis in (2, 3):
         edges = np.unique(np.linspace(0, images.shape[axis], min(GRID, images.shape[axis]) + 1).round().astype(int))
         widths = np.diff(edges).reshape([-1 if a == axis else 1 for a in range(4)])

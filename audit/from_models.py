@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool
 from numpy import ndarray as Array
 
+from audit import hub_files
 from audit.available import lacks
 from audit.plan import make_plan, plan_of
 from audit.session import Brought, Session, prepare, records_digest
@@ -24,11 +25,12 @@ from core.config import TRAINED, Call, Config, bound_model
 from core.errors import UserError
 from core.loading import inside, read_array, read_arrays, read_bytes, read_json
 from core.registry import DATASETS, MODELS, SOURCES
-from core.rundir import digest, read_stamp
+from core.rundir import read_stamp
 from core.types import AuditData, Plan, Records
 
 log = logging.getLogger(__name__)
 
+OWN = "member"  # the group that says who was trained on, if nothing else does
 ANY_DATA = ("files", "original_pickle")  # datasets that hold whatever they are given
 RECIPE = ("optimizer", "batch_size", "epochs", "learning_rate", "weight_decay", "epsilon", "delta")  # kept as told
 
@@ -55,14 +57,17 @@ def models(
 ) -> Session:
     """Audit models that are there already, given with who trained on what: any membership, no pairs are needed.
 
-    Either `folder` or `weights` and `member`. The first run.num_experiments models are the targets; every other one
-    whose membership does not settle the target's is a reference (audit.num_ref_models: n takes 2n of them). With a
-    block `train`, all models given are targets, and audit.num_ref_models pairs of references are trained by its recipe.
+    Either `folder`, or `weights` and `member`, or, of a language model, its folder as `name: hf:<folder>`. The
+    first run.num_experiments models are the targets; every other one whose membership does not settle the target's
+    is a reference (audit.num_ref_models: n takes 2n of them). With a block `train`, all models given are targets,
+    and audit.num_ref_models pairs of references are trained by its recipe.
 
     - folder: a run of this tool or of the original one: what holds models_metadata.json and memberships.npy
-    - weights: a file, or one file for each model: .safetensors, .pt, .pth or .pkl, of the state dict alone
+    - weights: a file, or one file for each model: .safetensors, .pt, .pth or .pkl, of the state dict alone; or, of a
+      language model, its folder as transformers or PEFT save it (the model, in shards or not; adapters, on their base)
     - member: who trained on which record of the pool: .npy or .npz of true and false (models x records), or, of one
-      model, the indices of its records; .txt or .csv with an id on each line; or `column:` and one of the data's groups
+      model, the indices of its records; .txt or .csv with an id on each line; or `column:` and one of the data's
+      groups; if left out, the group `member` (which data.non_member_file makes)
     - name: the architecture, a registered model or {name: …, its settings}; if left out, what the metadata say
     - factory: an architecture of yours: file:function of a --plugin file, or {name: file:function, its settings}. It is
       called with the shape of a record and the number of classes (or with nothing, if it takes nothing)
@@ -71,18 +76,25 @@ def models(
     - std: see mean
     - anywhere: believe metadata that name files outside of the folder
     """
+    name = hub_files.named(config, name, weights)
+    if weights is None and folder is None:
+        try:
+            weights = hub_files.own_folder(name)
+        except UserError as error:
+            raise config.error("model.name", str(error)) from None
     if (folder is None) == (weights is None):
-        raise config.error("model", "give either folder (a run's), or weights and member")
+        ways = "folder (a run's), or weights and member, or name: hf:<folder> of a language model"
+        raise config.error("model", f"give either {ways}")
     given = _of_folder(config, folder, anywhere) if folder is not None else _of_files(config, weights, member)
     config = replace(config, model=_architecture(config, name, factory, given))
     session = prepare(replace(config, origin=Call(TRAINED, {})))
     rows = given.rows(session.data.pool)
-    session = replace(session, population=_outsiders(member, session))
+    session = replace(session, population=_outsiders(member or f"column:{OWN}", session))
     original = any(path.suffix == ".pkl" for path in given.files)
-    data = _normalised(config, session.data, mean, std, original=original)
+    data = _normalised(config, _without(session.data, member or f"column:{OWN}"), mean, std, original=original)
     plan, config = _plan(config, rows)
     brought = {
-        model: Brought(given.files[model], digest(read_bytes(given.files[model])), given.told[model])
+        model: _brought(config, given.files[model], given.told[model])
         for model in plan.models
         if model < (len(rows) if config.train is None else len(plan.targets))
     }
@@ -99,6 +111,14 @@ def models(
         if missing := lacks(session, call):
             raise config.error("audit.algorithm", f"{call.label} lacks {' and '.join(lack.what for lack in missing)}")
     return session
+
+
+def _brought(config: Config, path: Path, told: Mapping[str, Any]) -> Brought:
+    try:
+        peft = hub_files.peft_of(path) if hub_files.is_adapter(path) else None
+        return Brought(path, hub_files.sha256(path), told, peft)
+    except UserError as error:
+        raise config.error("model.weights", str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -184,14 +204,21 @@ def _of_files(config: Config, weights: Path | Sequence[Path] | None, member: str
     if not files:
         raise config.error("model.weights", "names no file")
     for file in files:
-        if not file.is_file():
-            raise config.error("model.weights", f"{file}: there is no such file")
-    if member is None:
-        raise config.error("model.member", "missing: who trained on which record? Without it nothing can be measured")
+        if not file.exists():
+            raise config.error("model.weights", f"{file}: there is no such file or folder")
+        if file.is_dir():
+            try:
+                hub_files.check(file)
+            except UserError as error:
+                raise config.error("model.weights", str(error)) from None
+    files = [file.parent if file.name == hub_files.ADAPTER_WEIGHTS else file for file in files]
 
     def rows(pool: Records) -> Bool[Array, "M D"]:
+        if member is None and OWN not in pool.groups:
+            ways = "name a file of memberships, or give the texts in two files (data.non_member_file)"
+            raise config.error("model.member", f"missing: who trained on which record? {ways}")
         try:
-            return _membership(member, pool, len(files))
+            return _membership(member or f"column:{OWN}", pool, len(files))
         except UserError as error:
             raise config.error("model.member", str(error)) from None
 
@@ -238,6 +265,12 @@ def _outsiders(member: str | None, session: Session) -> np.ndarray:
         return session.population
     told = _truth(np.asarray(groups[column]))[session.population]
     return session.population[told != 1] if told.dtype.kind in "biuf" else session.population
+
+
+def _without(data: AuditData, member: str) -> AuditData:
+    """The data without the group that is the membership: reports by it would say nothing."""
+    kept = {name: of for name, of in data.pool.groups.items() if member != f"column:{name}"}
+    return replace(data, pool=replace(data.pool, groups=kept))
 
 
 def _positions(path: Path, pool: Records) -> np.ndarray:
@@ -362,7 +395,10 @@ def bring_in(session: Session, models_: Sequence[int], device: Any) -> None:
     population = Resident.of(data.population, data.mean, data.std, device)
     for model in models_:
         brought = session.brought[model]
-        network = build(session, model)
-        fit(network, read_state_dict(brought.path), f"{brought.path} (model {model}, {session.config.model.label})")
+        network, name = build(session, model), session.config.model.label
+        if brought.path.is_dir():
+            hub_files.fill(network, brought.path, name)
+        else:
+            fit(network, read_state_dict(brought.path), f"{brought.path} (model {model}, {name})")
         told = {key: brought.told[key] for key in RECIPE if key in brought.told}
         write_model(session, model, network.to(device).eval(), pool, population, **told, given=str(brought.path))

@@ -116,7 +116,16 @@ def check(config: Config) -> str:
     run=run,
     check=check,
     needs_algorithm=False,
-    idle=("algorithm", "num_ref_models", "data_size", "population_size", "queries", "batch_size", "device"),
+    idle=(
+        "algorithm",
+        "num_ref_models",
+        "data_size",
+        "population_size",
+        "queries",
+        "batch_size",
+        "precision",
+        "device",
+    ),
 )
 def scores(
     config: Config,

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 
-def peft_of(session: Session) -> Any:
-    """The settings of adapters, None where whole models are trained."""
+def peft_of(session: Session, model: int | None = None) -> Any:
+    """The settings of the adapters that this model, or whatever is trained, consists of; None of whole models."""
+    if model is not None and (brought := session.brought_from(model)):
+        return brought.peft
     trainer = session.config.trainer
     return trainer.settings.get("peft") if trainer else None
 
@@ -22,7 +24,9 @@ def peft_of(session: Session) -> Any:
 def weights_path(session: Session, model: int) -> Path:
     """The file of a model's weights; of a model with adapters only these, its base is kept nowhere."""
     folder = session.folder / "models"
-    return folder / (f"model_{model}/adapter_model.safetensors" if peft_of(session) else f"model_{model}.safetensors")
+    return folder / (
+        f"model_{model}/adapter_model.safetensors" if peft_of(session, model) else f"model_{model}.safetensors"
+    )
 
 
 def files_of(session: Session, model: int) -> list[Path]:
@@ -32,14 +36,15 @@ def files_of(session: Session, model: int) -> list[Path]:
     return [*config, path, rundir.stamp_of(path)]
 
 
-def build(session: Session, model: int) -> torch.nn.Module:
-    """Model number `model` before its training, on the CPU."""
+def build(session: Session, model: int | str) -> torch.nn.Module:
+    """Model number `model`, or one of that name, before its training, on the CPU."""
     import models
 
     config, data = session.config, session.data
     rng = session.stream("init", model)
     shape, classes = data.input_shape, data.num_classes
-    return models.build(config.model.name, config.model.settings, shape, classes, rng, peft_of(session))
+    peft = peft_of(session, model if isinstance(model, int) else None)
+    return models.build(config.model.name, config.model.settings, shape, classes, rng, peft)
 
 
 def to_files(network: torch.nn.Module, path: Path) -> tuple[dict[str, bytes], str]:

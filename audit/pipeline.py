@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from audit import available, blind, engines, heat_map, label_signals, planner, runtime, text_signals
+from audit import (
+    available,
+    blind,
+    engines,
+    heat_map,
+    label_signals,
+    planner,
+    quantile_signals,
+    runtime,
+    text_signals,
+    trace_signals,
+)
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
@@ -21,6 +32,7 @@ from audit.screening import screen
 from audit.session import Session, device_of, make_reproducible, prepare
 from audit.signals import compute_missing, evidence, labels_spent, missing_signals, signals_of, wanted_of
 from audit.training import missing_models, model_rows, train_missing
+from audit.workers import keep_memory
 from core import rundir
 from core.config import TRAINED, Call, Config
 from core.errors import UserError
@@ -43,6 +55,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
         return own(config, only_report=only_report)
     timings: list[tuple[str, float]] = []
     make_reproducible(config.run.threads)
+    keep_memory()
     train_device, audit_device = device_of(config, "train"), device_of(config, "audit")
     for warning in config.warnings():
         log.warning(warning)
@@ -166,6 +179,8 @@ def _check_attacks(session: Session) -> None:
     heat_map.check(session)
     if session.given is None:
         label_signals.check(session, signals_of(config.attacks))
+        quantile_signals.check(session, signals_of(config.attacks))
+        trace_signals.check(session, signals_of(config.attacks))
     if session.data.is_text and session.given is None:
         text_signals.check(session, signals_of(config.attacks))
 

@@ -149,6 +149,7 @@ def roc_figure(
             bbox_to_anchor=(1.01, 1.0),
             frameon=False,
             fontsize=9,
+            labelcolor=INK,
         )
     return axes.figure
 
@@ -191,7 +192,7 @@ def score_figure(attack: AttackResult, member: Bool[Array, " N"]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"Score of {_short(attack.attack)} (larger = more likely a member)")
     axes.set_ylabel("Share of the group, %")
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False, labelcolor=INK)
     return axes.figure
 
 
@@ -274,4 +275,4 @@ def svg(figure: Figure, name: str, description: str) -> str:
     body = re.sub(r"(\.\d\d)\d+", r"\1", body)  # a hundredth of a point is finer than any screen
     body = re.sub(r"\s*\n\s*", "\n", body).replace(INK, "currentColor")
     box = re.search(r'viewBox="([^"]*)"', text)[1]
-    return f'<svg viewBox="{box}" role="img" aria-label="{escape(description, quote=True)}">{body}'
+    return f'<svg viewBox="{box}" fill="currentColor" role="img" aria-label="{escape(description, quote=True)}">{body}'

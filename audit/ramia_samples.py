@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
 from audit.engines import run_units
+from audit.given_ranges import GivenRanges
 from audit.model_files import files_of
 from audit.session import Session
-from audit.signals import signals_of
+from audit.signals import precision, settled_precision, settles_precision, signals_of
 from audit.training import facts, load_model
 from audit.workers import Lost
 from core import rundir
@@ -43,7 +44,7 @@ class Setup:
 
     range_name: str
     range_settings: Mapping[str, Any]
-    ranges: Range | Together
+    ranges: Range | Together | GivenRanges
     samples: int  # K
     include_center: bool
     center: str
@@ -92,7 +93,7 @@ def ask(session: Session, setup: Setup, device: torch.device) -> None:
         if not units:
             continue
         asker = partial(_asker, block, samples(session, setup, session.points[start:stop]))
-        reads = lambda unit: files_of(session, unit[0])  # noqa: E731
+        reads = lambda unit: [*files_of(session, unit[0]), *settles_precision(session, unit[0])]  # noqa: E731
         found = run_units(session, units, asker, "audit", what=ASKING, reads=reads)
         if lost := {model: answer.reason for (model, _), answer in found if isinstance(answer, Lost)}:
             reasons = "; ".join(f"model {model}: {why}" for model, why in sorted(lost.items()))
@@ -135,7 +136,7 @@ def _ask(session: Session, block: Block, resident: Any, device: torch.device, un
     """Ask a model for its signals of a block, and write them."""
     model, signals = unit
     network = load_model(session, model, device)
-    for signal, column in zip(signals, _asked(session, network, resident, signals), strict=True):
+    for signal, column in zip(signals, _asked(session, model, network, resident, signals), strict=True):
         if not np.isfinite(column).all():
             raise UserError(f"model {model} gives non-finite signals ({signal.name}) on samples of ranges")
         table = column.reshape(session.config.audit.queries, block.stop - block.start, block.count)
@@ -143,7 +144,9 @@ def _ask(session: Session, block: Block, resident: Any, device: torch.device, un
         rundir.make(block.path(session, model, signal), block.stamp(session, model, signal), write)
 
 
-def _asked(session: Session, network: torch.nn.Module, resident: Any, wanted: list[Signal]) -> list[np.ndarray]:
+def _asked(
+    session: Session, model: int, network: torch.nn.Module, resident: Any, wanted: list[Signal]
+) -> list[np.ndarray]:
     """What a model says of these records: a row a query."""
     audit = session.config.audit
     if session.data.is_text:
@@ -153,7 +156,8 @@ def _asked(session: Session, network: torch.nn.Module, resident: Any, wanted: li
         return [found[signal] for signal in wanted]
     from trainers.evaluate import signals
 
-    return list(signals(network, resident, wanted=wanted, batch_size=audit.batch_size, queries=audit.queries))
+    options = {"batch_size": audit.batch_size, "queries": audit.queries}
+    return list(signals(network, resident, wanted=wanted, precision=settled_precision(session, model), **options))
 
 
 def blocks(session: Session, setup: Setup) -> Iterator[tuple[int, int]]:
@@ -175,6 +179,7 @@ def _drawn(session: Session, setup: Setup) -> dict[str, Any]:
         "ramia.center": setup.center,
         "run.random_seed": session.config.run.random_seed,
         "audit.queries": session.config.audit.queries,
+        **precision(session),
     }
 
 
@@ -182,6 +187,8 @@ def read(
     session: Session, setup: Setup, model: int, signal: Signal, ranges: Int[Array, " n"], columns: slice
 ) -> Float[Array, "Q n c"]:
     """What a model said of these columns (0 is the center) of these ranges, by their places in ascending order."""
+    if isinstance(setup.ranges, GivenRanges):
+        return setup.ranges.read(session, model, signal, ranges, columns, setup.drawn)
     found, drawn = [], _drawn(session, setup)
     for start, stop in blocks(session, setup):
         inside = ranges[(ranges >= start) & (ranges < stop)] - start

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,22 @@ from audit.given import Given
 from audit.plan import choose, make_plan
 from core.config import TRAINED, Config
 from core.errors import UserError, WrongSetting
-from core.registry import DATASETS, SOURCES
+from core.registry import DATASETS, MODELS, SOURCES
 from core.rng import stream
 from core.rundir import digest
 from core.types import AuditData, Plan, Records
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Brought:
     """A model that was trained elsewhere."""
 
-    path: Path
-    sha256: str  # of the file
+    path: Path  # of a file of weights, or of a folder as transformers or PEFT save it
+    sha256: str  # of the file, or of those in the folder
     told: Mapping[str, Any]  # what its metadata say of how it was trained
+    peft: Mapping[str, Any] | None = None  # the settings of its adapters, if it is some on a base
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,9 @@ def prepare(config: Config) -> Session:
         )
         data = _tokenised(config, data) if data.is_text else data
     except WrongSetting as error:
-        raise config.error(error.key, error.message) from None
+        raise _and_the_model(config, config.error(error.key, error.message)) from None
     run, audit = config.run, config.audit
+    data, owner = by_owner(config, data) if config.data.owner else (data, None)
     if len(data.pool) < 4:
         raise config.error("data", f"the pool has {len(data.pool)} records: an audit needs at least 4")
     for key, asked, there in (
@@ -100,12 +105,47 @@ def prepare(config: Config) -> Session:
     return Session(
         config=config,
         data=data,
-        plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed),
+        plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed, owner),
         points=choose(len(data.pool), audit.data_size, run.random_seed, "points"),
         population=choose(len(data.population), audit.population_size, run.random_seed, "population"),
         pool_digest=records_digest(data, data.pool),
         population_digest=records_digest(data, data.population),
     )
+
+
+def by_owner(config: Config, data: AuditData) -> tuple[AuditData, Int[Array, " D"]]:
+    """The data, without population records of owners in the pool; and of each record of the pool its owner's number."""
+    assert config.data and config.data.owner
+    column, pool, population = config.data.owner, data.pool, data.population
+    if column not in pool.groups:
+        there = ", ".join(sorted(pool.groups)) or "none; the datasets files, text_file and hf:<name> have some"
+        raise config.error("data.owner", f"the data have no column of groups {column!r}; there are: {there}")
+    names, number = np.unique(np.asarray(pool.groups[column]), return_inverse=True)
+    if len(names) < 4:
+        raise config.error("data.owner", f"{column!r} has {len(names)} owners in the pool: an audit needs at least 4")
+    if column in population.groups:
+        strangers = ~np.isin(population.groups[column], names)
+        if not strangers.all():
+            log.warning(
+                "data.owner: %d of %d population records are of owners in the pool, and left out: they would look like "
+                "their owners' others",
+                *(int((~strangers).sum()), len(population)),
+            )
+            data = replace(data, population=population.select(np.flatnonzero(strangers)))
+    return data, number
+
+
+def _and_the_model(config: Config, error: UserError) -> UserError:
+    """The same, and that the model is missing, too, if it is: who fetches files fetches all of them at once."""
+    from models.language import context_of
+
+    if config.model is None or MODELS.fact(config.model.name, "needs") != "text":
+        return error
+    try:
+        context_of(config.model.name, config.model.settings)
+    except UserError as other:
+        return UserError(f"{error}\n{config.error('train.model_name', str(other))}")
+    return error
 
 
 def records_digest(data: AuditData, records: Records) -> str:

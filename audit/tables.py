@@ -75,8 +75,8 @@ def averages(result: AuditResult) -> tuple[AttackAverage, ...]:
     """Every attack averaged over the target models, in the order of audit.algorithm."""
     by_attack = zip(*(target.attacks for target in result.targets), strict=True)
     found = [_average_attack(order, attacks) for order, attacks in enumerate(by_attack)]
-    blind = [target.blind.auc for target in result.targets if target.blind]
-    of_all = len(blind) == len(result.targets)  # where lots were drawn it looks at one: that stands in the checks alone
+    blind = [target.blind.auc for target in result.targets if target.blind and not target.blind.by_lot]
+    of_all = len(blind) == len(result.targets)  # the quick look where lots were drawn stands in the checks alone
     return tuple(replace(row, blind=_average(blind, row.level)) if of_all else row for row in found)
 
 
@@ -267,7 +267,8 @@ def _spread(name: str, average: Average) -> Iterator[tuple[str, float]]:
 
 def target_rows(target: TargetResult) -> list[Row]:
     """Rows of exp/attack_result_<t>.csv: everything in each attack's Summary."""
-    blind = dict(_estimate("blind_baseline_auc", target.blind.auc)) if target.blind else {}
+    told = target.blind if target.blind and not target.blind.by_lot else None
+    blind = dict(_estimate("blind_baseline_auc", told.auc)) if told else {}
     return [dict(_target_cells(target.target, attack)) | blind for attack in target.attacks]
 
 

@@ -141,6 +141,17 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
         raise UserError(f"{path}: not a readable parquet file ({str(error).partition(chr(10))[0]})") from None
 
 
+def _arrow(path: Path) -> Table:
+    """A file of the cache of the library `datasets`."""
+    import datasets
+
+    try:
+        found = datasets.Dataset.from_file(str(path))
+        return Table(str(path), {name: found[name][:] for name in found.column_names})
+    except Exception as error:  # the library raises whatever its readers raise
+        raise UserError(f"{path}: not a readable arrow file ({str(error).partition(chr(10))[0]})") from None
+
+
 def records_of(
     table: Table,
     text_column: str,
@@ -230,26 +241,27 @@ def _agnews_part(folder: Path, split: str) -> Table | None:
         for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"data/{split}-*.parquet")
         for part in folder.glob(pattern)
     )
+    parts = parts or sorted(folder.glob(f"*{split}*.arrow"))  # the cache of the library datasets
     if not parts:
         return None
-    tables = [read_table(part) for part in parts]
+    tables = [_arrow(part) if part.suffix == ".arrow" else read_table(part) for part in parts]
     columns = {name: [v for table in tables for v in table.column(name, "data.dataset")] for name in ("text", "label")}
     return Table(str(parts[0]), columns)
 
 
 def paragraphs_of(*packages: str) -> list[tuple[str, str]]:
-    """Paragraphs of prose in the docstrings of installed packages, each once, with the package it is from.
+    """Paragraphs of prose in the docstrings of installed packages, each once, with its file: `scipy/stats/_qmc.py`.
 
     Their files are read, not imported. A paragraph is prose if it begins like a sentence, ends like one, has 60 to
     300 letters, and is not a heading, a list, a doctest, or the description of a parameter.
     """
     seen: dict[str, str] = {}
     for package in packages:
-        for text in _docstrings(package):
+        for file, text in _docstrings(package):
             for paragraph in re.split(r"\n[ \t]*\n", text):
                 prose = " ".join(paragraph.split())
                 if 60 <= len(prose) <= 300 and _PROSE.fullmatch(prose) and not _MARKUP.search(paragraph):
-                    seen.setdefault(prose, package)
+                    seen.setdefault(prose, file)
     return list(seen.items())
 
 
@@ -258,10 +270,11 @@ _MARKUP = re.compile(r">>>|---|===|\.\. |\*\*|::|^\s*[\w, ]+ : |^\s*[-*] |\\[a-z
 _DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 
 
-def _docstrings(package: str) -> Iterator[str]:
+def _docstrings(package: str) -> Iterator[tuple[str, str]]:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(f"the package {package} is not installed: pip install {package}")
     for file in sorted(Path(spec.origin).parent.rglob("*.py")):
         if "tests" not in file.parts:
-            yield from _DOCSTRING.findall(file.read_text(encoding="utf-8", errors="replace"))
+            name = f"{package}/{file.relative_to(Path(spec.origin).parent).as_posix()}"
+            yield from ((name, text) for text in _DOCSTRING.findall(file.read_text(encoding="utf-8", errors="replace")))

@@ -75,4 +75,6 @@ def fill(model: PeftModel, weights: bytes) -> None:
     expected = get_peft_model_state_dict(model)
     if found.keys() != expected.keys() or any(found[name].shape != expected[name].shape for name in found):
         raise ValueError("the file is of other adapters")
+    if not all(tensor.isfinite().all() for tensor in found.values()):
+        raise ValueError("it has NaN or infinite weights: this model did not train")
     set_peft_model_state_dict(model, found)

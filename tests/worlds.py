@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from core.rng import stream
 from core.types import LOG_ODDS, Evidence, Signal, Text
+from modules.mia.qmia import false_positive_rates
 
 
 def gaussian_world(
@@ -89,6 +90,10 @@ def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
 def _in(evidence: Evidence, signal: Signal) -> Evidence:
     if signal.kind in ("label", "robust_label", "boundary"):
         return _labels_only(evidence, signal)
+    if signal.kind in ("trace", "distilled"):
+        return _over_time(evidence)
+    if signal.kind == "quantiles":
+        return _one_distribution_for_all(evidence, signal)
 
     def convert(log_odds: np.ndarray) -> np.ndarray:
         return two_class(signal, log_odds.astype(np.float64)).astype(log_odds.dtype)
@@ -125,6 +130,37 @@ def _labels_only(evidence: Evidence, signal: Signal) -> Evidence:
         population=population,
         population_references=np.zeros((len(references), *population.shape), np.float32),
     )
+
+
+def _over_time(evidence: Evidence) -> Evidence:
+    """A trajectory that rises in proportion to where it ends, at the mean of the queries."""
+
+    def of(log_odds: Float[Array, "*r Q N"]) -> Float[Array, "*r 3 N"]:
+        return log_odds.mean(axis=-2, keepdims=True) * np.array([[0.3], [0.7], [1.0]], log_odds.dtype)
+
+    none = np.zeros((3, 0), np.float32)
+    silent = np.zeros((len(evidence.references), 3, 0), np.float32)
+    of_all = {"target": of(evidence.target), "references": of(evidence.references)}
+    return replace(evidence, **of_all, population=none, population_references=silent)
+
+
+def _one_distribution_for_all(evidence: Evidence, signal: Signal) -> Evidence:
+    """What a regression on records that tell nothing predicts: the population's mean and deviation, or quantiles."""
+    options = dict(signal.options)
+    rates = false_positive_rates(evidence.population.shape[1], options["count"], options["smallest_fpr"])
+
+    def of(population: Float[Array, "Q P"]) -> Float[Array, "K N"]:
+        value = population.mean(axis=0, dtype=np.float64)
+        rows = [value.mean(), value.std()] if options["head"] == "gaussian" else np.quantile(value, 1 - rates)
+        return np.tile(np.array(rows)[:, None], evidence.target.shape[1])
+
+    if not evidence.population.shape[1]:
+        return replace(evidence, target=np.full_like(evidence.target[:1], np.nan), population=evidence.population[:1])
+    target = of(evidence.population)
+    references = np.array([of(row) for row in evidence.population_references]).reshape(-1, *target.shape)
+    none = np.zeros((len(target), 0))
+    silent = np.zeros((len(references), *none.shape))
+    return replace(evidence, target=target, references=references, population=none, population_references=silent)
 
 
 def two_class(signal: Signal, log_odds: np.ndarray) -> np.ndarray:

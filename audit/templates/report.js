@@ -11,13 +11,13 @@
   };
   const reachable = (box) => {
     const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
-    const set = { tabindex: "0", role: "region", "aria-label": `Scrolls: ${title(box)}` };
+    const set = { tabindex: "0", role: "group", "aria-label": `Scrolls: ${title(box)}` };
     for (const name in set) scrolls ? box.setAttribute(name, set[name]) : box.removeAttribute(name);
   };
   const watch = new ResizeObserver((seen) => seen.forEach((one) => reachable(one.target)));
   document.querySelectorAll(".scroll, .gallery blockquote").forEach((box) => watch.observe(box));
 
-  const percent = (x) => (x === 0 ? "0" : (100 * x).toPrecision(x < 0.001 ? 2 : 3).replace(/\.?0+$/, "")) + "%";
+  const percent = (x) => (0.9995 <= x && x < 1 ? ">99.9%" : Number((100 * x).toPrecision(x < 0.001 ? 2 : 3)) + "%");
   const hidden = new Set();
 
   for (const button of document.querySelectorAll(".legend button")) {

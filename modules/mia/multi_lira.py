@@ -1,4 +1,4 @@
-"""MultiLiRA: LiRA's likelihood-ratio test on several signals of a record at once (after Carlini et al. 2022, Sec. VI)."""
+"""MultiLiRA: LiRA's likelihood-ratio test on several signals of a record at once (after Carlini et al. 2022)."""
 
 from __future__ import annotations
 
