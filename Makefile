@@ -1,5 +1,6 @@
 # make demo   audit real data on this CPU, in under a minute       make test   every test
 # make check  format, lint, types, fast tests                      make docs   regenerate configs/README.md, schema.json, attacks.md
+# make ray    install Ray, for `run.engine: ray` and its tests
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,10 +9,13 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 test check: export OMP_NUM_THREADS = 1
 test check: export MKL_NUM_THREADS = 1
 
-.PHONY: demo test check lint format docs mutations clean
+.PHONY: demo ray test check lint format docs mutations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python main.py --cf configs/quickstart.yaml
+
+ray: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -54,7 +54,9 @@ def answer(options: argparse.Namespace) -> tuple[str, int]:
     experiment = config.load(options.cf, options.set)
     from audit import pipeline
 
-    return (pipeline.check(experiment), 0) if options.check else commands.run(experiment)
+    if options.check or options.probe or options.like:
+        return pipeline.check(experiment, probe=options.probe, like=options.like), 0
+    return commands.run(experiment, options.models)
 
 
 if __name__ == "__main__":

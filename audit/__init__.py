@@ -6,5 +6,6 @@ from audit import (  # noqa: F401  (each registers the block of a config that sw
     from_models,
     from_scores,
     from_signals,
+    owners,
     ramia,
 )

@@ -10,7 +10,9 @@ from jaxtyping import Bool
 from numpy import ndarray as Array
 from pydantic import ValidationError
 
+from audit.given import ASKS
 from audit.session import Session
+from audit.trace_signals import recorded
 from core.config import Call
 from core.registry import ATTACKS
 
@@ -38,15 +40,15 @@ def lacks(session: Session, call: Call) -> list[Lack]:
         found.append(Lack("class labels"))
     if fact("needs_population") and not len(session.population):
         found.append(Lack("population points"))
-    if (signals := fact("signals")) and session.given and not all(map(session.given.has, signals(call.settings))):
+    signals = fact("signals")
+    traced = signals and any(signal.kind == "trace" for signal in signals(call.settings))
+    if traced and not session.given and not recorded(session):
+        found.append(Lack("log-odds recorded in training (train.record_losses: all)"))
+    if signals and session.given and not all(map(session.given.has, signals(call.settings))):
         missing = [signal for signal in signals(call.settings) if not session.given.has(signal)]
         names = ", ".join(signal.name for signal in missing)
-        asks = any(signal.kind in ("robust_label", "boundary") for signal in missing)
-        of = (
-            "the models, to ask about altered records"
-            if asks
-            else "logits or probabilities of all classes, with labels"
-        )
+        asks = next((ASKS[signal.kind] for signal in missing if signal.kind in ASKS), None)
+        of = asks or "logits or probabilities of all classes, with labels"
         found.append(Lack(f"{of} (it reads {names})"))
     if fact("needs_references"):
         sides = ["OUT", "IN"] if needs_in(call) else ["OUT"]
@@ -95,4 +97,14 @@ def lines(session: Session) -> list[str]:
         missing = lacks(session, call)
         said = "can run" if not missing else f"lacks {' and '.join(lack.what for lack in missing)}"
         found.append(f"          {call.name:<14} {said}")
+    return found
+
+
+def lines_of_scores() -> list[str]:
+    """What `--check` says of every attack where only a table of scores is there."""
+    needs = {"needs_references": "reference models", "needs_population": "population points", "needs_text": "texts"}
+    found = []
+    for call in every_attack():
+        missing = [what for fact, what in needs.items() if ATTACKS.fact(call.name, fact, False)]
+        found.append(f"          {call.name:<14} lacks {' and '.join(['signals of the target', *missing])}")
     return found

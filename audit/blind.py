@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,55 +12,87 @@ from audit.results import Check, TargetResult
 from audit.session import Session
 from core.config import TRAINED
 from core.metrics import cross_fitted_auc
-from core.types import AuditData
+from core.types import Records
 from modules.checks.blind import FEWEST, Blind, stratified_folds, surface
 
-log = logging.getLogger(__name__)
-
 WORDS = 20_000  # the most frequent words and pairs of words of a bag
+WORDS_OF_TEXTS = "bag of words"
+QUICK = 2000  # records that are enough to see a difference worth naming, where lots should have left none
+BY_LOT_LEVEL = 0.99  # there it is one check among several, see audit/checks.py
+Views = dict[str, tuple[Any, Callable[[], Any]]]  # what was looked at: its columns, and who looks
 GRID = 8  # images are averaged to this many pixels a side
 
 
-def wanted(session: Session) -> bool:
-    """Whether the baseline runs: as the config says, else where the members were given and not drawn by us."""
-    if session.given is not None:
-        return False  # there are no records to look at
-    asked = session.config.audit.blind_baseline
-    return session.config.origin.name != TRAINED if asked is None else asked
+def told(session: Session, target: int) -> Blind | None:
+    """The baseline of a target, as the config asks for it; None where there is none.
+
+    Where the members were given it is as important as the attacks, and looks at every record for every target. Where
+    this tool drew them by lot it can find chance alone: a cheap look at some records of the first target.
+    """
+    asked, by_lot = session.config.audit.blind_baseline, session.config.origin.name == TRAINED
+    if asked is False or (by_lot and not asked and target != session.plan.targets[0]):
+        return None
+    member = session.plan.member[target, session.points]
+    draw = session.stream("blind baseline", target)
+    rows, quick = _independent(session, draw), by_lot and not asked
+    if quick and len(rows) > QUICK:
+        rows = np.sort(draw.choice(rows, QUICK, replace=False))
+    seen = views(session, session.points[rows])
+    if quick:  # lots leave nothing that needs more than a line to be seen
+        seen = {of: (x, _bag_classifier if of == WORDS_OF_TEXTS else _linear) for of, (x, _) in list(seen.items())[:1]}
+    return of_views(seen, member[rows], draw, by_lot=quick, all_records=len(member))
 
 
-def checks(targets: Sequence[TargetResult]) -> list[Check]:
-    """What the baseline says of the strongest attack on each target, the worst first; none where it did not run."""
-    told = [(t.blind, t.attacks[int(np.argmax([a.summary.auc.value for a in t.attacks]))]) for t in targets if t.blind]
-    if not told:
-        return []
-    seen, attack = max(told, key=lambda one: (one[0].explains(one[1].summary.auc), one[0].auc.value))
+def _independent(session: Session, draw: np.random.Generator) -> np.ndarray:
+    """The audited records; where owners are in or out as a whole, one of each: another of them would give it away."""
+    column = session.config.data.owner if session.config.data else None
+    if column is None or column not in session.data.pool.groups:
+        return np.arange(len(session.points))
+    order = draw.permutation(len(session.points))
+    owner = np.asarray(session.data.pool.groups[column])[session.points[order]]
+    return np.sort(order[np.unique(owner, return_index=True)[1]])
+
+
+def of_views(
+    seen: Views, member: np.ndarray, draw: np.random.Generator, *, by_lot: bool = False, all_records: int | None = None
+) -> Blind | None:
+    """The best of the classifiers; None with nothing to look at, or too few records of a kind."""
+    if not seen or min(member.sum(), (~member).sum()) < FEWEST:
+        return None
+    found = strongest(seen, member, draw, BY_LOT_LEVEL if by_lot else 0.95)
+    return replace(found, records=len(member) if all_records not in (None, len(member)) else 0, by_lot=by_lot)
+
+
+def checks(targets: Sequence[TargetResult], asked: bool | None = None) -> list[Check]:
+    """What the baseline says of the strongest attack on each target, the worst first."""
+    found = [(t.blind, t.attacks[int(np.argmax([a.summary.auc.value for a in t.attacks]))]) for t in targets if t.blind]
+    if asked is False:
+        return [Check("blind baseline", "untested", "Switched off (audit.blind_baseline).")]
+    if not found:
+        return [
+            Check(
+                "blind baseline",
+                "untested",
+                f"Needs the records (or labels, or groups), and {FEWEST} members and non-members: whether these could "
+                "be told apart without the model is not known.",
+            )
+        ]
+    seen, attack = max(found, key=lambda one: (one[0].explains(one[1].summary.auc), one[0].auc.value))
     finding = seen.in_words(attack.attack, attack.summary.auc)
     return [Check("blind baseline", "look" if seen.tells else "fine", finding)]
 
 
-def baseline(session: Session, target: int) -> Blind | None:
-    """The better of the blind classifiers of the audited records' membership in `target`; None with too few records.
-
-    Which records are members is what these classifiers are told of four fifths of them, as no attack ever is.
-    """
-    member = session.plan.member[target, session.points]
-    if min(member.sum(), (~member).sum()) < FEWEST:
-        log.warning("blind baseline: needs %d members and as many non-members, left out", FEWEST)
-        return None
-    return strongest(views(session, session.points), member, session.stream("blind baseline", target))
-
-
-def strongest(
-    seen: dict[str, tuple[Any, Callable[[], Any]]], member: np.ndarray, draw: np.random.Generator, level: float = 0.95
-) -> Blind:
+def strongest(seen: Views, member: np.ndarray, draw: np.random.Generator, level: float = 0.95) -> Blind:
     """The view with the largest AUC; its interval allows for its being chosen among them."""
+    from threadpoolctl import threadpool_limits
+
     fold = stratified_folds(member, draw)
-    found = [
-        Blind(of, cross_fitted_auc(cross_fitted(x, classifier, member, fold), member, fold, level=each))
-        for each in [1 - (1 - level) / len(seen)]
-        for of, (x, classifier) in seen.items()
-    ]
+    each = 1 - (1 - level) / len(seen)
+    with threadpool_limits(1):  # more threads than free cores make these small fits ten times slower
+        found = [
+            Blind(of, cross_fitted_auc(cross_fitted(x, classifier, member, fold), member, fold, level=each))
+            for of, (x, classifier) in seen.items()
+        ]
     return max(found, key=lambda blind: blind.auc.value)
 
 
@@ -75,17 +107,20 @@ def cross_fitted(x: Any, classifier: Callable[[], Any], member: np.ndarray, fold
     return scores
 
 
-def views(session: Session, records: np.ndarray) -> dict[str, tuple[Any, Callable[[], Any]]]:
+def views(session: Session, records: np.ndarray) -> Views:
     """What can be seen of these records of the pool without a model: columns, and the kind of classifier for them.
 
     The columns are made without the memberships.
     """
-    data = session.data
+    data, given = session.data, session.given
+    if given is not None:  # answers of models, and no records: what is left are the columns that came along
+        known = {"label": data.pool.y[records]} if given.labels_known else {}
+        return of_columns(known | {name: np.asarray(column)[records] for name, column in data.pool.groups.items()})
     if data.is_text:
         from audit.text_signals import texts_of
 
         return of_texts(texts_of(session, records))
-    x = _pixels(data, records) if data.is_image else data.pool.x[records].reshape(len(records), -1)
+    x = pixels(data.pool, records) if data.is_image else data.pool.x[records].reshape(len(records), -1)
     labels = data.pool.y[records]
     if data.is_image:
         x = np.hstack([x, labels[:, None] == np.unique(labels)])
@@ -93,18 +128,31 @@ def views(session: Session, records: np.ndarray) -> dict[str, tuple[Any, Callabl
     return {"features": (np.hstack([x, labels[:, None]]), _trees)}
 
 
-def of_texts(texts: list[str]) -> dict[str, tuple[Any, Callable[[], Any]]]:
+def of_columns(columns: Mapping[str, np.ndarray]) -> Views:
+    """Labels and groups: the numbers of their values, the most frequent first."""
+    if not columns:
+        return {}
+    numbers = []
+    for column in columns.values():
+        _, number, count = np.unique(column, return_inverse=True, return_counts=True)
+        rank = np.empty(len(count))
+        rank[np.argsort(-count, kind="stable")] = np.arange(len(count))
+        numbers.append(rank[number])
+    return {f"columns ({', '.join(columns)})": (np.stack(numbers, axis=1), _trees)}
+
+
+def of_texts(texts: list[str]) -> Views:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     bag = TfidfVectorizer(
         token_pattern=r"(?u)\b\w+\b", ngram_range=(1, 2), min_df=2, max_features=WORDS, sublinear_tf=True
     )
-    found = {"lengths, dates and numbers": (surface(texts), _trees)}
+    found: Views = {"lengths, dates and numbers": (surface(texts), _trees)}
     try:
         words = bag.fit_transform(texts)
     except ValueError:  # not two texts share a word
         return found
-    return {"bag of words": (words, _bag_classifier), **found}
+    return {WORDS_OF_TEXTS: (words, _bag_classifier), **found}
 
 
 def _bag_classifier() -> Any:
@@ -127,9 +175,9 @@ def _trees() -> Any:
     return HistGradientBoostingClassifier(max_iter=40, max_leaf_nodes=15, early_stopping=False, random_state=0)
 
 
-def _pixels(data: AuditData, records: np.ndarray) -> np.ndarray:
+def pixels(records: Records, index: np.ndarray) -> np.ndarray:
     """Images (n, C, H, W) averaged to at most GRID x GRID pixels, flat."""
-    images = data.pool.x[records].astype(np.float32)
+    images = records.x[index].astype(np.float32)
     for axis in (2, 3):
         edges = np.unique(np.linspace(0, images.shape[axis], min(GRID, images.shape[axis]) + 1).round().astype(int))
         widths = np.diff(edges).reshape([-1 if a == axis else 1 for a in range(4)])

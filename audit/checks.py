@@ -19,7 +19,9 @@ from modules.checks.resolution import non_members_needed
 
 LEVEL = 0.99  # of each check over everything it looks at: one false alarm in a hundred audits
 DUPLICATES_TO_MENTION = 0.01  # of the non-members
+NO_RECORDS = "The records themselves were not given."
 Row = Mapping[str, Any]
+Draw = Callable[..., np.random.Generator]  # the stream of a purpose
 
 
 def check_audit(
@@ -27,17 +29,34 @@ def check_audit(
 ) -> tuple[Check, ...]:
     """Every check, in the order of the report."""
     return (
-        null_test(session, targets),
+        null_test(targets, session.stream),
         fidelity(session, targets, models),
         fitted(session, targets, evidence),
         copies(session, targets),
         resolution(targets),
         *dp_consistency(targets, models),
-        analyses(session, targets),
+        analyses(targets, len(session.config.modules)),
     )
 
 
-def null_test(session: Session, targets: Sequence[TargetResult]) -> Check:
+def check_scores(targets: Sequence[TargetResult], draw: Draw) -> tuple[Check, ...]:
+    """The checks that a table of scores allows, and by name those that it does not: a reader should miss them."""
+    no_models = "A table of scores was given, no models"
+    return (
+        null_test(targets, draw),
+        Check(
+            "reference fidelity",
+            "untested",
+            f"{no_models}: whether references (if the scores needed any) were like the target cannot be told.",
+        ),
+        Check("members were fitted", "untested", f"{no_models}: whether the members are those of this model either."),
+        Check("copies of members", "untested", NO_RECORDS),
+        resolution(targets),
+        analyses(targets, 0),
+    )
+
+
+def null_test(targets: Sequence[TargetResult], draw: Draw) -> Check:
     """Each attack's scores against memberships drawn by lot."""
     looks = [(target, attack) for target in targets for attack in target.attacks]
     level = 1 - (1 - LEVEL) / len(looks)
@@ -45,7 +64,7 @@ def null_test(session: Session, targets: Sequence[TargetResult]) -> Check:
         (
             target,
             attack,
-            null_auc(attack.scores, target.member, session.stream("null test", target.target), level=level),
+            null_auc(attack.scores, target.member, draw("null test", target.target), level=level),
         )
         for target, attack in looks
     ]
@@ -162,7 +181,7 @@ def copies(session: Session, targets: Sequence[TargetResult]) -> Check:
     """Members among the non-members."""
     data = session.data
     if not data.has_contents:
-        return Check("copies of members", "untested", "The records themselves were not given.")
+        return Check("copies of members", "untested", NO_RECORDS)
     target = targets[0]
     found = duplicates(data.pool, session.points, target.member, session.stream("near copies"))
     numbers = (
@@ -240,9 +259,9 @@ def dp_consistency(targets: Sequence[TargetResult], models: Sequence[Row]) -> It
         )
 
 
-def analyses(session: Session, targets: Sequence[TargetResult]) -> Check:
-    """How many numbers the reader could have picked the best from."""
-    attacks, others = len(targets[0].attacks), len(session.config.modules)
+def analyses(targets: Sequence[TargetResult], others: int) -> Check:
+    """How many numbers the reader could have picked the best from; `others`: further audits."""
+    attacks = len(targets[0].attacks)
     also = f", and {others} further audit{'s' * (others > 1)}" if others else ""
     return Check(
         "number of analyses",

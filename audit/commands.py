@@ -87,12 +87,20 @@ def rebuilt(options: argparse.Namespace) -> tuple[str, int]:
 COMMANDS = {"compare": compared, "gate": gated, "report": rebuilt}
 
 
-def run(experiment: config.Config) -> tuple[str, int]:
-    """`--cf FILE`: the run, its table, and what its gate says of it, if it has one."""
+def run(experiment: config.Config, models: str | None = None) -> tuple[str, int]:
+    """`--cf FILE`: the run, its table, and what its gate says of it, if it has one. `models`: a slice of it."""
     from audit import pipeline
     from audit.report import print_summary
 
-    print_summary(pipeline.run(experiment), experiment.report_dir)
+    if models is None:
+        result = pipeline.run(experiment)
+    else:
+        from audit.slices import run_slice
+
+        result, said = run_slice(experiment, models)
+        if result is None:
+            return said, 0
+    print_summary(result, experiment.report_dir)
     return ruled(finished.read(experiment.run.log_dir), experiment.gate) if experiment.gate else ("", 0)
 
 

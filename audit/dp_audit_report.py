@@ -123,13 +123,21 @@ def guesses_figure(setup: Setup, found: Sequence[Found]) -> Figure:
         if one.accounted is not None and math.isfinite(one.accounted):
             axes.axhline(one.accounted, color=plots.MUTED, linewidth=1, dashes=(4, 3))
             text = f"accounted, {one.title}" if setup.arms[0].mechanism is None else f"true ε, {one.title}"
-            axes.text(0.99, one.accounted, text, transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+            axes.text(
+                0.99,
+                one.accounted,
+                text,
+                transform=axes.get_yaxis_transform(),
+                ha="right",
+                va="bottom",
+                color=plots.INK,
+            )
     axes.set(xscale="log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("Guesses (half of them members, half non-members)")
     axes.set_ylabel(f"ε at δ = {setup.delta:g}")
     axes.grid(color=plots.MUTED, alpha=0.22, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=plots.INK)
     return axes.figure
 
 
@@ -151,7 +159,7 @@ def roc_figure(setup: Setup, found: Sequence[Found]) -> Figure:
     axes.set_xlabel("False positive rate (canaries left out)")
     axes.set_ylabel("True positive rate (canaries put in)")
     axes.grid(color=plots.MUTED, alpha=0.22, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right", labelcolor=plots.INK)
     return axes.figure
 
 

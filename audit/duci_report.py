@@ -80,7 +80,7 @@ def usage_figure(shown: Sequence[Answer], level: float) -> Figure:
     axes.set_xlabel("Share of X that the model trained on")
     axes.set_ylabel("Estimated share")
     axes.grid(color=plots.MUTED, alpha=0.22, linewidth=0.6)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, labelcolor=plots.INK)
     return axes.figure
 
 

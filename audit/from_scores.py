@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from numpy import ndarray as Array
 
-from audit import runtime
+from audit import available, blind, runtime
 from audit.bounds_on_scores import DpBound, bounds_section, check_bound
+from audit.checks import Draw, check_scores
 from audit.results import AttackResult, AuditResult, TargetResult
+from audit.risk_of_scores import assess_scores
 from core import rundir
 from core.config import Config
 from core.errors import UserError
 from core.log import kept
 from core.metrics import NOMINAL_FPRS, roc, summarise
 from core.registry import SOURCES
+from core.rng import stream
 from core.tables import INDEX, Columns, as_member, as_text, column_of, read_table
 
 log = logging.getLogger(__name__)
@@ -54,14 +58,20 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
         log.warning(warning)
     settings = config.origin.settings
     table = _table(config, settings)
-    targets = tuple(_measured(config, table, number) for number in range(len(table.targets)))
+    draw = partial(stream, config.run.random_seed)
+    targets = tuple(_measured(config, table, number, draw) for number in range(len(table.targets)))
     with rundir.lock(config.run.log_dir), kept(config.run.log_dir / "run.log"):
         where = runtime.begin(config, None, only_report)
         sections = () if settings["dp"] is None else (bounds_section(config, settings["dp"], targets, table.targets),)
         for section in sections:
             log.info("%s", section.verdict)
+        checks = (*blind.checks(targets, config.audit.blind_baseline), *check_scores(targets, draw))
+        for check in checks:
+            log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
         result = AuditResult(
             targets=targets,
+            checks=checks,
+            risk=assess_scores(targets, table.known, draw),
             points=np.arange(table.rows),
             labels=table.known.get("label"),
             models=(),
@@ -91,7 +101,10 @@ def check(config: Config) -> str:
         of_target = table.target == number
         members = int(table.member[of_target].sum())
         lines.append(f"target    {name} {members} members, {int(of_target.sum()) - members} non-members")
-    lines.append("attacks   the scores are the attacks; those of this tool lack signals (audit.source: signals)")
+    lines.append(
+        f"attacks   the scores themselves: {', '.join(table.scores)}; of this tool's, by their default settings:"
+    )
+    lines += available.lines_of_scores()
     bound = settings["dp"]
     lines.append("dp        " + ("no bound: there is no scores.dp" if bound is None else f"a bound by {bound.design}"))
     return "\n".join(lines)
@@ -103,7 +116,16 @@ def check(config: Config) -> str:
     run=run,
     check=check,
     needs_algorithm=False,
-    idle=("algorithm", "num_ref_models", "data_size", "population_size", "queries", "batch_size", "device"),
+    idle=(
+        "algorithm",
+        "num_ref_models",
+        "data_size",
+        "population_size",
+        "queries",
+        "batch_size",
+        "precision",
+        "device",
+    ),
 )
 def scores(
     config: Config,
@@ -211,7 +233,7 @@ def _turned(config: Config, names: tuple[str, ...], higher: bool | Mapping[str, 
     return tuple(name for name in names if not higher[name])
 
 
-def _measured(config: Config, table: Scored, number: int) -> TargetResult:
+def _measured(config: Config, table: Scored, number: int, draw: Draw) -> TargetResult:
     """Every score of one target as an attack."""
     rows = np.flatnonzero(table.target == number)
     member = table.member[rows]
@@ -229,7 +251,11 @@ def _measured(config: Config, table: Scored, number: int) -> TargetResult:
         log.info("target%s  %-14s AUC %.4f [%.4f, %.4f]", named, name, summary.auc.value, low, high)
     named = {"target": np.full(len(rows), table.targets[number])} if table.targets[number] else {}
     columns = {"index": rows, **named, **{name: column[rows] for name, column in table.known.items()}}
-    return TargetResult(number, member, tuple(results), records=columns)
+    told = None
+    if config.audit.blind_baseline is not False:
+        seen = {name: column[rows] for name, column in table.known.items() if name != "id"}
+        told = blind.of_views(blind.of_columns(seen), member, draw("blind baseline", number))
+    return TargetResult(number, member, tuple(results), told, columns)
 
 
 def _about(settings: Mapping[str, Any], table: Scored) -> dict[str, str]:

@@ -15,6 +15,8 @@ from numpy import ndarray as Array
 
 from audit.available import lacks, runnable
 from audit.given import Given
+from audit.given_ranges import GivenRanges, by_range
+from audit.original_run import IN_WORDS, Draw, audited, places
 from audit.plan import choose, plan_of
 from audit.read_signals import (
     OTHER,
@@ -46,7 +48,7 @@ Result = TypeVar("Result")
     "signals",
     summary="what models said of the records, from any framework (npy, npz, csv, parquet)",
     needs_algorithm=False,
-    idle=("num_ref_models", "queries", "batch_size"),
+    idle=("num_ref_models", "queries", "batch_size", "precision"),
 )
 def signals(
     config: Config,
@@ -62,11 +64,14 @@ def signals(
     points: str | None = None,
     ids: str | None = None,
     groups: dict[str, str] = {},  # noqa: B006  (read only)
+    samples: str | None = None,
+    range_membership: str | None = None,
     targets: tuple[Annotated[int, Ge(0)], ...] | None = None,
     references: tuple[Annotated[int, Ge(0)], ...] | None = None,
     uncovered: Literal["error", "drop"] = "error",
     clip: Annotated[float, Interval(gt=0, lt=0.5)] | None = None,
     original: Path | None = None,
+    original_draw: Draw | None = None,
     dataset: str = "signals that were given",
 ) -> Session:
     """Audit signals: numbers of models x points, and who trained on what; any membership, no pairs are needed.
@@ -86,6 +91,8 @@ def signals(
     - points: for each column of the signals, which column of the memberships it is; the same if left out
     - ids: what each point is called; it is so in every table of records
     - groups: name: place, of columns for the tables of records
+    - samples: for `ramia:`, signals of the samples of each point's range: models x points x samples
+    - range_membership: models x points: which model trained on any record of a range; if left out, on its own record
     - targets: which models are audited, by their row; the first run.num_experiments if left out
     - references: which models they are compared with; all others if left out. A model whose membership settles the
       target's, being the same or the complement, is never one of them
@@ -93,6 +100,8 @@ def signals(
     - clip: probabilities are kept within [clip, 1 - clip]; if left out only 0 and 1 are changed, to half a step of
       the file's number type from there
     - original: the log_dir of a run of the original Privacy Meter: all places follow from it
+    - original_draw: of such a run with data_size, by which run the records were drawn: the one that trained the models,
+      or a later one; if left out, as its references tell. run.random_seed has to be that run's
     - dataset: what the report calls these data
     """
     return _session(config, {key: value for key, value in locals().items() if key != "config"})
@@ -101,7 +110,7 @@ def signals(
 def _session(config: Config, settings: dict[str, Any]) -> Session:
     """The session of these signals. Raises UserError, at its line, for what cannot be used; writes nothing."""
     if settings["original"] is not None:
-        settings |= _original(config, settings)
+        settings |= places(config, settings)
     if settings["file"] is None:
         raise config.error(
             "signals.file", "missing: the file that the signals are in (or original: a run of the original tool)"
@@ -136,6 +145,7 @@ class _Reader:
     def __init__(self, config: Config, settings: Mapping[str, Any]) -> None:
         self.config, self.settings, self.kind = config, settings, settings["kind"]
         keys = ("membership", "population", "labels", "population_labels", "points", "ids")
+        keys += ("samples", "range_membership")
         places = {key: settings[key] for key in keys if settings[key]}
         places |= {f"groups.{name}": place for name, place in settings["groups"].items()}
         self.files = Files(settings["file"], places)
@@ -161,13 +171,14 @@ class _Reader:
         self.needed("membership")
         array = self.at("signals", oriented, axes, kind)
         member = self.at("membership", memberships, member_axes)
+        drawn = self._drawn(array, member)
         if self.settings["original"]:
             member = member[: len(array)]  # the original tool keeps rows of models that it no longer uses
-        numbered = self.at("points", lambda found, what: found is not None)
+        numbered = drawn is not None or self.at("points", lambda found, what: found is not None)
         wrong = check_fit(array.shape, member.shape, axes, member_axes, array.shape[2] if numbered else member.shape[1])
         if wrong:
             raise self.error("axes", wrong)
-        points = self.at("points", point_numbers, array.shape[2], member.shape[1])
+        points = self.at("points", point_numbers, array.shape[2], member.shape[1]) if drawn is None else drawn[0]
         labels = self.at("labels", label_numbers)
         pool, note = self._answers("signals", array, labels)
         population, other_note = self._population(pool.log_odds.shape[:2], array.shape[3:])
@@ -181,19 +192,54 @@ class _Reader:
             groups={name: self.at(f"groups.{name}", names, count) for name in self.settings["groups"]},
         )
         models = tuple(self._models(member))
-        return (
-            Given(
-                pool,
-                population,
-                models,
-                labels is not None,
-                self._about(array.shape),
-                tuple(filter(None, (note, other_note))),
-            ),
-            member,
-            points,
-            records,
-        )
+        ranges, range_note = self._ranges(array.shape, member.shape, member_axes, points, labels)
+        about = self._about(array.shape)
+        if drawn is not None:
+            about["Audited records"] = (
+                f"drawn again as the original tool drew them, {IN_WORDS[drawn[1]]}, with its random_seed "
+                f"{self.config.run.random_seed}"
+            )
+        notes = tuple(filter(None, (note, other_note, range_note)))
+        return Given(pool, population, models, labels is not None, about, notes, ranges), member, points, records
+
+    def _drawn(self, array: Array, member: Bool[Array, "M D"]) -> tuple[Int[Array, " n"], Draw] | None:
+        """Which records a run of the original tool with `data_size` audited; None if no such run was given."""
+        if not self.settings["original"] or self.settings["points"] or array.shape[2] >= member.shape[1]:
+            return None
+        targets = self.settings["targets"] or range(self.config.run.num_experiments)
+        signals = array[:, 0] * (-1 if self.kind == "loss" else 1)
+        told = self.settings["original_draw"]
+        use = lambda rows, what: audited(signals, rows, self.config.run.random_seed, targets, told, what)  # noqa: E731
+        try:
+            return use(member, self.files.name("signals"))
+        except UserError as error:
+            raise self.config.error("signals.original", str(error)) from None
+
+    def _ranges(
+        self,
+        shape: tuple[int, ...],
+        member: tuple[int, ...],
+        member_axes: Axes,
+        points: Int[Array, " N"],
+        labels: Int[Array, " N"] | None,
+    ) -> tuple[GivenRanges | None, str]:
+        """The samples of ranges, and in words what had to be assumed of them."""
+        if self.at("samples", lambda array, what: array is None):
+            return None, ""
+        if shape[1] > 1:
+            raise self.error("samples", "samples of ranges go with signals of one query")
+        array = self.at("samples", by_range, (shape[0], shape[2]), self.settings["axes"], self.kind)
+        each = array.shape[2]
+        flat = array.reshape(shape[0], 1, shape[2] * each, *array.shape[3:])
+        found, note = self._answers("samples", flat, None if labels is None else np.repeat(labels, each))
+        if self.at("range_membership", lambda array, what: array is None):
+            return GivenRanges(found, each, None), note
+        held = self.at("range_membership", memberships, member_axes)
+        if held.shape == member and held.shape != (shape[0], shape[2]):
+            held = held[:, points]
+        if held.shape != (shape[0], shape[2]):
+            raise self.error("range_membership", f"is models x points, {(shape[0], shape[2])}, got {held.shape}")
+        return GivenRanges(found, each, held), note
 
     def _answers(self, key: str, array: Array, labels: Int[Array, " n"] | None) -> Any:
         try:
@@ -231,34 +277,6 @@ class _Reader:
             "Signals": f"{what}, {axes}: {self.settings['file']}",
             "Memberships": f"as given: {self.files.name('membership')}. This tool did not draw them by lot.",
         }
-
-
-def _original(config: Config, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Places of the arrays in the log_dir of a run of the original tool: P(true class), points x models."""
-    folder: Path = settings["original"]
-    if taken := [key for key in ("file", "membership", "population") if settings[key]]:
-        raise config.error(f"signals.{taken[0]}", "follows from signals.original: leave one of them out")
-    if folder.resolve() == config.run.log_dir.resolve():
-        raise config.error(
-            "run.log_dir", "is signals.original: choose another, so that nothing of that run is replaced"
-        )
-    found = [name for name in ("rmia_signals", "loss_signals") if (folder / "signals" / f"{name}.npy").is_file()]
-    if not found:
-        raise config.error("signals.original", f"{folder} has no signals/rmia_signals.npy: is it the log_dir of a run?")
-    if found[0] == "loss_signals" and settings["kind"] is None:
-        raise config.error(
-            "signals.kind",
-            "loss_signals.npy holds probability in version 2 of the original tool, loss in forks of it: say which",
-        )
-    population = folder / "signals" / f"{found[0]}_pop.npy"
-    return {
-        "file": folder / "signals" / f"{found[0]}.npy",
-        "kind": settings["kind"] or "probability",
-        "axes": "points_models",
-        "membership": str(folder / "models" / "memberships.npy"),
-        "membership_axes": "models_points",
-        "population": str(population) if population.is_file() else None,
-    }
 
 
 def _plan(config: Config, member: Bool[Array, "M D"], settings: Mapping[str, Any]) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,6 +12,19 @@ from numpy import ndarray as Array
 
 from core.errors import UserError
 from core.types import LOG_ODDS, Signal
+
+if TYPE_CHECKING:
+    from audit.given_ranges import GivenRanges
+
+
+# Kinds of signals that need more than answers about the records, and what that is.
+ASKS = {
+    "robust_label": "the models, to ask about altered records",
+    "boundary": "the models, to ask about altered records",
+    "trace": "what is recorded while the models are trained",
+    "distilled": "the models, to ask about the population and to distil",
+    "quantiles": "the records themselves, to learn how hard they are",
+}
 
 
 @dataclass(frozen=True)
@@ -49,10 +62,10 @@ class Given:
     labels_known: bool
     about: Mapping[str, str] = field(default_factory=dict)  # what the report says about where all this is from
     notes: tuple[str, ...] = ()  # what was assumed on reading it: warnings of the report
+    ranges: GivenRanges | None = None  # samples of ranges, for RaMIA
 
     def answers(self, where: str) -> Answers:
         return self.pool if where == "points" else self.population
 
     def has(self, signal: Signal) -> bool:
-        asks_again = signal.kind in ("robust_label", "boundary")  # about other records than those that were given
-        return signal == LOG_ODDS or (self.pool.logits is not None and not asks_again)
+        return signal == LOG_ODDS or (self.pool.logits is not None and signal.kind not in ASKS)

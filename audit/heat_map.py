@@ -13,7 +13,7 @@ from audit.session import Session
 from core.types import Evidence
 from modules.mia.tokens import LOG_P, of_tokens, out_probability, text_of
 
-STRONGEST = 62  # percent of the colour at the largest gain shown
+STRONGEST = 50  # percent of the colour at the largest gain shown: text stays legible on it, in the dark too
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,32 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from audit import available, blind, heat_map, label_signals, runtime, text_signals
+from audit import (
+    available,
+    blind,
+    engines,
+    heat_map,
+    label_signals,
+    planner,
+    quantile_signals,
+    runtime,
+    text_signals,
+    trace_signals,
+)
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
 from audit.risk import assess
 from audit.screening import screen
 from audit.session import Session, device_of, make_reproducible, prepare
-from audit.signals import compute_missing, evidence, missing_signals, signals_of, wanted_of
+from audit.signals import compute_missing, evidence, labels_spent, missing_signals, signals_of, wanted_of
 from audit.training import missing_models, model_rows, train_missing
+from audit.workers import keep_memory
 from core import rundir
 from core.config import TRAINED, Call, Config
 from core.errors import UserError
@@ -42,6 +55,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
         return own(config, only_report=only_report)
     timings: list[tuple[str, float]] = []
     make_reproducible(config.run.threads)
+    keep_memory()
     train_device, audit_device = device_of(config, "train"), device_of(config, "audit")
     for warning in config.warnings():
         log.warning(warning)
@@ -56,7 +70,12 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
         *(train_device, audit_device),
     )
     missing_models(session)  # refuses a run directory of other settings before anything is written
-    with rundir.lock(config.run.log_dir), kept(config.run.log_dir / "run.log"), rundir.making(not only_report):
+    with (
+        rundir.lock(config.run.log_dir),
+        kept(config.run.log_dir / "run.log"),
+        rundir.making(not only_report),
+        engines.running(config),
+    ):
         where = runtime.begin(config, train_device, only_report)
         with _timed("train models", timings):
             train_missing(session, train_device)
@@ -74,7 +93,7 @@ def run(config: Config, *, only_report: bool = False) -> AuditResult:
             checks = check_audit(session, targets, tuple(model_rows(session)), seen)
             risk = assess(session, targets, seen)
             screening = screen(session, targets, tuple(model_rows(session)), seen, risk.order)
-        checks = (*blind.checks(targets), *checks)
+        checks = (*blind.checks(targets, config.audit.blind_baseline), *checks)
         for check in checks:
             log.log(logging.WARNING if check.status == "look" else logging.INFO, "%s: %s", check.name, check.finding)
         result = _result(session, targets, sections, checks, risk, screening, timings, where)
@@ -111,11 +130,11 @@ def audit_target(session: Session, target: int) -> TargetResult:
     for call, (scores, notes, seconds) in zip(calls, attacked, strict=True):
         label = call.name if names.count(call.name) == 1 else call.label
         summary = summarise(scores, member, nominal_fprs=NOMINAL_FPRS)
+        notes = (*notes, *labels_spent(session, target, call))
         results.append(AttackResult(label, call.settings, scores, roc(scores, member), summary, notes, seconds))
         low, high = summary.auc.low, summary.auc.high
         log.info("target %d  %-14s AUC %.4f [%.4f, %.4f]  %.2f s", target, label, summary.auc.value, low, high, seconds)
-    told = blind.baseline(session, target) if blind.wanted(session) else None
-    return TargetResult(target, member, tuple(results), told)
+    return TargetResult(target, member, tuple(results), blind.told(session, target))
 
 
 def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tuple[str, ...], float]:
@@ -134,6 +153,7 @@ def _attack(config: Config, call: Call, seen: Evidence) -> tuple[np.ndarray, tup
 
 def prepared(config: Config) -> Session:
     """The session of a run, after every check that needs the data. Raises UserError; writes nothing."""
+    engines.check(config)
     session = prepare(config)
     _check_attacks(session)
     if session.given is None:
@@ -159,6 +179,8 @@ def _check_attacks(session: Session) -> None:
     heat_map.check(session)
     if session.given is None:
         label_signals.check(session, signals_of(config.attacks))
+        quantile_signals.check(session, signals_of(config.attacks))
+        trace_signals.check(session, signals_of(config.attacks))
     if session.data.is_text and session.given is None:
         text_signals.check(session, signals_of(config.attacks))
 
@@ -213,8 +235,12 @@ def _result(
     )
 
 
-def check(config: Config) -> str:
-    """What a run would do, and what of it is done. Raises UserError as the run would; writes nothing."""
+def check(config: Config, *, probe: bool = False, like: Path | None = None) -> str:
+    """What a run would do and take, and what of it is done. Raises UserError as the run would; writes nothing, but
+    the first model with `probe`. like: another run, whose seconds are taken.
+    """
+    if (probe or like) and config.origin.name != TRAINED:
+        raise UserError(f"--probe and --like: with audit.source: {config.origin.name} no plan of models is trained")
     if config.origin.name != TRAINED and (own := SOURCES.fact(config.origin.name, "check")):
         return own(config)
     make_reproducible(config.run.threads)
@@ -223,14 +249,16 @@ def check(config: Config) -> str:
     config = session.config
     if session.given is not None:
         return "\n".join([*config.warnings(), *given_lines(session), *available.lines(session)])
+    if probe:
+        planner.probe(session)
     to_train = missing_models(session)
     data, plan = session.data, session.plan
     network = build(session, 0)
-    size = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
-    weights = size(
+    bytes_of = lambda tensors: sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # noqa: E731
+    weights = bytes_of(
         network.parameters() if not peft_of(session) else (p for p in network.parameters() if p.requires_grad)
     )
-    base = size(network.parameters()) - weights
+    base = bytes_of(network.parameters()) - weights
     points = len(session.points) + len(session.population)
     signals = 4 * points * config.audit.queries * len(wanted_of(config))
     more = [
@@ -255,12 +283,14 @@ def check(config: Config) -> str:
             f"{name:<10}{one.models} {one.what}: {one.models - one.to_train} trained, {one.to_train} to train"
             for name, one in more
         ),
-        f"disk      about {_size(len(plan.models) * (weights + signals) + kept)} in {config.run.log_dir}",
-        f"memory    about {_size(memory)} beside what torch needs itself",
+        f"disk      about {planner.size(len(plan.models) * (weights + signals) + kept)} in {config.run.log_dir}",
+        f"memory    about {planner.size(memory)} beside what torch needs itself",
     ]
     if not to_train:
         to_ask = len(missing_signals(session))
         lines.append(f"signals   {len(plan.models) - to_ask} models asked, {to_ask} to ask")
+    of_one = {"weights": weights, "signals": signals, "memory": memory}
+    lines += planner.lines(session, [one for _, one in more], **of_one, like=like)
     return "\n".join([*lines, *available.lines(session)])
 
 
@@ -289,11 +319,3 @@ def _references(session: Session) -> str:
 def _to_do(session: Session, missing: list[int]) -> str:
     given = sum(session.brought_from(model) is not None for model in missing)
     return f"{len(missing) - given} to train" + (f", {given} given ones to read" if given else "")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -12,8 +12,12 @@ from core.rng import stream
 from core.types import Plan
 
 
-def make_plan(pool_size: int, targets: int, reference_pairs: int, seed: int) -> Plan:
+def make_plan(
+    pool_size: int, targets: int, reference_pairs: int, seed: int, owner: Int[Array, " D"] | None = None
+) -> Plan:
     """Pairs of models on complementary random halves of the pool; `targets` of the models are audited.
+
+    owner: of each record, the number of whose it is: the halves are then halves of the owners, with all that is theirs.
 
     A target's references are the first `reference_pairs` pairs other than its own, so that each audited
     point is IN for exactly half of them. Targets serve as each other's references. Asking for more targets
@@ -22,8 +26,12 @@ def make_plan(pool_size: int, targets: int, reference_pairs: int, seed: int) -> 
     pairs = max((targets + 1) // 2, reference_pairs + 1 if reference_pairs else 0)
     member = np.zeros((2 * pairs, pool_size), dtype=bool)
     for pair in range(pairs):
-        half = stream(seed, "membership", pair).permutation(pool_size)[: pool_size // 2]
-        member[2 * pair, half] = True
+        draw = stream(seed, "membership", pair)
+        if owner is None:
+            member[2 * pair, draw.permutation(pool_size)[: pool_size // 2]] = True
+        else:
+            owners = int(owner.max()) + 1
+            member[2 * pair] = np.isin(owner, draw.permutation(owners)[: owners // 2])
         member[2 * pair + 1] = ~member[2 * pair]
     return Plan(member, tuple(_references(t // 2, reference_pairs) for t in range(targets)))
 

@@ -33,7 +33,7 @@ MEMBER, NON_MEMBER = "#d55e00", "#0072b2"
 
 # Blue, vermillion, green, purple, ochre, cyan, rose: apart for every common colour blindness, and against both
 # white and dark. From the eighth attack on, the dashes differ.
-COLOURS = ("#1773b8", "#d55e00", "#009e73", "#9a5fc0", "#b07d00", "#2fa4c7", "#c4507f")
+COLOURS = ("#1773b8", "#d55e00", "#009e73", "#9a5fc0", "#b07d00", "#2799bb", "#c4507f")
 DASHES = ("solid", (0, (5, 1.6)), (0, (1.5, 1.3)), (0, (6, 1.5, 1.5, 1.5)))
 PLAIN_BOX = (0.175, 0.11, 0.765, 0.86)  # of a figure without a legend: left, bottom, width, height
 LINEAR_START = -0.008  # of the linear axis of FPRs: a curve that rises at 0 is seen to do so
@@ -149,6 +149,7 @@ def roc_figure(
             bbox_to_anchor=(1.01, 1.0),
             frameon=False,
             fontsize=9,
+            labelcolor=INK,
         )
     return axes.figure
 
@@ -191,7 +192,7 @@ def score_figure(attack: AttackResult, member: Bool[Array, " N"]) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"Score of {_short(attack.attack)} (larger = more likely a member)")
     axes.set_ylabel("Share of the group, %")
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False, labelcolor=INK)
     return axes.figure
 
 
@@ -229,7 +230,7 @@ def _mark_unresolvable(axes: Axes, start: float, end: float) -> None:
     axes.axvspan(start, end, facecolor=MUTED, alpha=0.13, linewidth=0, zorder=0)
     middle = math.sqrt(start * end)
     text = "not resolvable:\nunder 10 false\npositives"
-    axes.text(middle, 0.98, text, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8, color=MUTED)
+    axes.text(middle, 0.98, text, transform=axes.get_xaxis_transform(), ha="center", va="top", fontsize=8, color=INK)
 
 
 def _from_left(curve: Curve) -> tuple[Float[Array, " G1"], Float[Array, " G1"]]:
@@ -274,4 +275,4 @@ def svg(figure: Figure, name: str, description: str) -> str:
     body = re.sub(r"(\.\d\d)\d+", r"\1", body)  # a hundredth of a point is finer than any screen
     body = re.sub(r"\s*\n\s*", "\n", body).replace(INK, "currentColor")
     box = re.search(r'viewBox="([^"]*)"', text)[1]
-    return f'<svg viewBox="{box}" role="img" aria-label="{escape(description, quote=True)}">{body}'
+    return f'<svg viewBox="{box}" fill="currentColor" role="img" aria-label="{escape(description, quote=True)}">{body}'

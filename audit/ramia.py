@@ -16,11 +16,13 @@ from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
+from audit.available import lacks
+from audit.given_ranges import GivenRanges, check_ranges
 from audit.ramia_evidence import Ranges
 from audit.ramia_samples import Setup, ask, centers
 from audit.results import AttackResult, Section, TargetResult
 from audit.session import Session, device_of
-from audit.signals import compute_missing
+from audit.signals import compute_missing, signals_of
 from core.config import TRAINED, Call, min_pairs
 from core.metrics import paired_auc_difference, roc, summarise
 from core.registry import ATTACKS, MODULES
@@ -53,14 +55,14 @@ def check(session: Session, **settings: Any) -> None:
     "ramia",
     summary="range membership: does a range of records hold a training point?",
     check=check,
-    sources=(TRAINED, "models"),
+    sources=(TRAINED, "models", "signals"),
 )
 def ramia(
     session: Session,
     targets: tuple[TargetResult, ...],
     *,
-    range_function: str | dict[str, Any],
-    sample_size: Annotated[int, Ge(2)] = 10,
+    range_function: str | dict[str, Any] | None = None,
+    sample_size: Annotated[int, Ge(2)] | None = None,
     include_center: bool = False,
     center: Literal["record", "perturbed"] = "record",
     attack: str | dict[str, Any] | None = None,
@@ -79,8 +81,8 @@ def ramia(
 
     range_function: `{name: l2, radius: 10}`, `{name: geometric, transformations: [rotate, shift]}`,
         `{name: missing_values, columns: 10}`, `{name: word_replace, mask_model: distilbert-base-cased}`;
-        documentation/ramia.md has all of their settings.
-    sample_size: samples of each range, the center included if it is.
+        documentation/ramia.md has all of their settings. Needed, unless the signals of samples are given.
+    sample_size: samples of each range, the center included if it is; 10 if left out, and of given signals all.
     include_center: whether the center is one of the samples. Without it the audit shows what can be told without
         the exact record.
     center: "record" is the audited record itself; "perturbed" a random point of its range, the realistic case of
@@ -112,6 +114,8 @@ def ramia(
         num_masks=num_masks,
     )
     based = replace(session, config=replace(session.config, attacks=(setup.base,)))
+    if isinstance(setup.ranges, GivenRanges):
+        return _written(based, setup, setup.ranges.others(session))
     device = device_of(session.config, "audit")
     if move := getattr(setup.ranges, "on", None):
         move(device)
@@ -127,17 +131,21 @@ def ramia(
     except ValueError as error:
         raise session.config.error("ramia.range_function", str(error)) from error
     compute_missing(based, device)  # of the population, in the base attack's signals
-    found = tuple(audit_target(based, setup, others, target) for target in session.plan.targets)
+    return _written(based, setup, others)
+
+
+def _written(session: Session, setup: Setup, others: Int[Array, "M N"]) -> Section:
     from audit.ramia_report import write
 
+    found = tuple(audit_target(session, setup, others, target) for target in session.plan.targets)
     return write(session, setup, found, session.config.report_dir / "ramia")
 
 
 def setup_of(
     session: Session,
     *,
-    range_function: str | dict[str, Any],
-    sample_size: int,
+    range_function: str | dict[str, Any] | None,
+    sample_size: int | None,
     include_center: bool,
     center: str,
     attack: str | dict[str, Any] | None,
@@ -147,6 +155,18 @@ def setup_of(
 ) -> Setup:
     """The settings, checked against the data and the run. Raises UserError, at the line of the key."""
     config = session.config
+    if session.given is not None:
+        ranges = check_ranges(session, range_function=range_function, **flat)
+        if center != "record":
+            raise config.error("ramia.center", "the samples were given, and so were their centers: leave it out")
+        sample_size = sample_size or ranges.each + include_center
+        if sample_size - include_center > ranges.each:
+            raise config.error("ramia.sample_size", f"{ranges.each} samples of each range were given")
+        chosen, base = _aggregation(session, aggregation, sample_size), _base(session, attack)
+        return Setup("given", {}, ranges, sample_size, include_center, center, neighbours, base, chosen)
+    if range_function is None:
+        raise config.error("ramia.range_function", f"missing: which ranges? One of {', '.join(RANGES)}")
+    sample_size = sample_size or 10
     name, settings = _range(session, range_function, {key: value for key, value in flat.items() if value is not None})
     kind, has = RANGES.fact(name, "kind", "any"), "texts" if session.data.is_text else "features"
     has = "images" if session.data.is_image else has
@@ -170,12 +190,25 @@ def setup_of(
             f"{ranges.description}: that makes {ranges.points():g} different records beside the center, fewer than "
             f"the {drawn} samples asked for",
         )
-    chosen = None if aggregation == "tuned" else Aggregation(*_bound(session, AGGREGATIONS, "aggregation", aggregation))
-    if chosen:
-        try:
-            chosen(np.zeros((1, sample_size)))
-        except ValueError as error:
-            raise config.error("ramia.aggregation", str(error)) from None
+    chosen, base = _aggregation(session, aggregation, sample_size), _base(session, attack)
+    return Setup(name, settings, ranges, sample_size, include_center, center, neighbours, base, chosen)
+
+
+def _aggregation(session: Session, aggregation: str | dict[str, Any], samples: int) -> Aggregation | None:
+    """The aggregation that was asked for; None if it is to be tuned."""
+    if aggregation == "tuned":
+        return None
+    chosen = Aggregation(*_bound(session, AGGREGATIONS, "aggregation", aggregation))
+    try:
+        chosen(np.zeros((1, samples)))
+    except ValueError as error:
+        raise session.config.error("ramia.aggregation", str(error)) from None
+    return chosen
+
+
+def _base(session: Session, attack: str | dict[str, Any] | None) -> Call:
+    """The point attack."""
+    config = session.config
     base = config.attacks[0] if attack is None else _attack(session, attack)
     if ATTACKS.fact(base.name, "needs_text"):
         instead = "on ranges, take one of whole texts, such as LiRA, RMIA, Calibration or LOSS"
@@ -185,7 +218,9 @@ def setup_of(
         raise config.error(
             "ramia.attack", f"{base.label} reads predicted labels, of which samples are not asked: {instead}"
         )
-    return Setup(name, settings, ranges, sample_size, include_center, center, neighbours, base, chosen)
+    if session.given is not None and (missing := lacks(session, base)):
+        raise config.error("ramia.attack", f"{base.label} lacks {' and '.join(lack.what for lack in missing)}")
+    return base
 
 
 def _place(range_function: str | dict[str, Any], name: str, key: str) -> str:
@@ -219,7 +254,10 @@ def _attack(session: Session, value: str | dict[str, Any]) -> Call:
     name, settings = _bound(session, ATTACKS, "attack", value)
     given = {} if isinstance(value, str) else {key: setting for key, setting in value.items() if key != "name"}
     call = Call(name, settings, given)
-    if session.plan.reference_pairs < min_pairs(call):
+    if unasked := [signal.name for signal in signals_of([call]) if not (signal.of_population or signal.per_token)]:
+        message = f"{call.label} reads {' and '.join(unasked)}, which the samples of ranges are not asked for"
+        raise session.config.error("ramia.attack", message)
+    if session.given is None and session.plan.reference_pairs < min_pairs(call):
         message = f"{call.label} needs audit.num_ref_models of at least {min_pairs(call)}"
         raise session.config.error("ramia.attack", message)
     return call

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audit import plots, tables, templates
+from audit.given_ranges import GivenRanges
 from audit.ramia_samples import Setup
 from audit.results import Section
 from audit.session import Session
@@ -76,9 +77,11 @@ def range_columns(session: Session, one: Found) -> dict[str, np.ndarray]:
     """Columns of ranges_<t>.csv: the record each range was made from, what it holds, and the scores of the range."""
     index = session.points[one.ranges]
     over, at_center = one.result.attacks
+    pool, given = session.data.pool, session.given
     return {
         "index": index,
-        "label": session.data.pool.y[index],
+        **({} if pool.ids is None else {"id": pool.ids[index]}),
+        **({"label": pool.y[index]} if given is None or given.labels_known else {}),
         "range_membership": one.result.member.astype(np.int8),
         "own_record_membership": one.own.astype(np.int8),
         "other_training_points": one.others,
@@ -155,6 +158,7 @@ def _html(setup: Setup, found: Sequence[Found]) -> str:
         figures.append(Markup(plots.svg(figure, f"ramia {axes}", f"{about}, {axes} axes")))
     return environment.get_template("ramia.html.j2").render(
         setup=setup,
+        given=isinstance(setup.ranges, GivenRanges),
         rows=[row(setup, one) for one in found],
         found=found,
         figures=figures,

@@ -149,6 +149,7 @@ def page(result: AuditResult, averages: Sequence[tables.AttackAverage]) -> str:
         best=ranked[0],
         headline=tables.headline(ranked[0]),
         verdict=tables.verdict(result, ranked),
+        not_tested=tables.not_tested(result),
         several=len(result.targets) > 1,
         swatch={row.attack: _swatch(row.order) for row in ranked},
         traced=any(one.iqr is not None for one in result.screening),

@@ -12,6 +12,7 @@ from numpy import ndarray as Array
 
 from core.types import Estimate, Roc, Settings, Summary
 from modules.checks.blind import Blind
+from modules.risk.calibrated import Trial
 from modules.risk.records import Named
 
 
@@ -77,6 +78,11 @@ class TargetRisk:
     scores: Float[Array, " N"]
     p_values: Float[Array, " N"] | None  # each record against itself; None where nothing could be rehearsed
     named: Named
+    record_fpr: Float[Array, " N"] | None = (
+        None  # of accusing this very record at its score; see modules.risk.calibrated
+    )
+    by_record: bool = False  # whether the list is of calibrated scores: where that finds no less on rehearsals
+    trial: Trial | None = None  # of the calibration, on rehearsals
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,12 @@ class Risk:
     groups: Mapping[str, tuple[GroupRow, ...]]  # by column
     most: tuple[Exhibit, ...] = ()
     least: tuple[Exhibit, ...] = ()
+
+    @property
+    def realised_fpr(self) -> float | None:
+        """On rehearsals, the share of records that a model did not train on with a record FPR of at most 1%."""
+        known = [t.trial.realised_fpr for t in self.targets if t.trial is not None]
+        return float(np.mean(known)) if known else None
 
     @property
     def resolution(self) -> float | None:

@@ -6,8 +6,9 @@ here is the best of several looks at the truth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,12 +22,14 @@ from core.log import quiet
 from core.metrics import across_models, auc, tpr_at_fpr
 from core.registry import ATTACKS
 from core.types import Evidence
+from modules.risk.calibrated import calibrated, tried
 from modules.risk.groups import GroupRisk, group_risks
 from modules.risk.records import flip_rate, named_members, record_p_values
 
 FALSE_SHARE = 0.1  # of a list of names
 REHEARSED = 32  # references whose OUT scores a record is compared with; more refine its p-value, at an attack each
 NOMINAL_FPR = 0.1
+CHECKED_FPR = 0.01  # at which calibration is tried on rehearsals
 EXHIBITS = 12  # records in each gallery
 
 
@@ -34,22 +37,9 @@ def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable
     """The risk of each record and group. Costs one attack for each rehearsal, see REHEARSED."""
     order, chosen = _strongest_on_rehearsals(session.config.attacks, evidence(targets[0].target))
     call = session.config.attacks[order]
-    found = tuple(
-        TargetRisk(
-            target.target,
-            target.attacks[order].scores,
-            _own_p_values(call, evidence(target.target), target.attacks[order].scores),
-            named_members(
-                target.attacks[order].scores,
-                target.member,
-                q=FALSE_SHARE,
-                draw=session.stream("named members", target.target),
-            ),
-        )
-        for target in targets
-    )
+    found = tuple(_of_target(session, call, order, target, evidence(target.target)) for target in targets)
     member = np.array([target.member for target in targets])
-    guessed, below = (np.array(rows) for rows in zip(*(_seen(target, order) for target in targets), strict=True))
+    guessed, below = (np.array(rows) for rows in zip(*(looked_at(target, order) for target in targets), strict=True))
     member_in, found_in = member.sum(axis=0), (guessed & member).sum(axis=0)
     exposure = np.divide(
         (below * member).sum(axis=0), member_in, out=np.full(len(member_in), np.nan), where=member_in > 0
@@ -65,12 +55,34 @@ def assess(session: Session, targets: Sequence[TargetResult], evidence: Callable
         accused_in=(guessed & ~member).sum(axis=0),
         nominal_fpr=NOMINAL_FPR,
         flips=flip_rate(guessed, member) if len(targets) > 2 else None,
-        groups={name: _group_rows(targets, order, column) for name, column in group_columns(session).items()},
+        groups={name: group_rows(targets, order, [c] * len(targets)) for name, c in group_columns(session).items()},
     )
     return replace(risk, **_galleries(session, risk))
 
 
-def _seen(target: TargetResult, order: int) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
+def _of_target(session: Session, call: Call, order: int, target: TargetResult, seen: Evidence) -> TargetRisk:
+    scores = target.attacks[order].scores
+    rehearsed = _rehearsed(call, seen)
+    own = None if rehearsed is None else calibrated(scores, *rehearsed)
+    trial = None if rehearsed is None else tried(*rehearsed, CHECKED_FPR)
+    helps = bool(trial and own and not np.isnan(own.z).any() and trial.calibrated_tpr >= trial.raw_tpr)
+    return TargetRisk(
+        target.target,
+        scores,
+        None if rehearsed is None else record_p_values(scores, *rehearsed),
+        named_members(
+            own.z if own and helps else scores,
+            target.member,
+            q=FALSE_SHARE,
+            draw=session.stream("named members", target.target),
+        ),
+        None if own is None or np.isnan(own.p_values).all() else own.p_values,
+        helps,
+        trial,
+    )
+
+
+def looked_at(target: TargetResult, order: int) -> tuple[Bool[Array, " N"], Float[Array, " N"]]:
     """Which records are guessed to be members at NOMINAL_FPR, and the share of non-members below each (ties: half)."""
     scores = np.asarray(target.attacks[order].scores, dtype=np.float64)
     non_members = np.sort(scores[~target.member])
@@ -105,7 +117,11 @@ def group_columns(session: Session) -> dict[str, Array]:
     classes = not session.data.is_text and (session.given is None or session.given.labels_known)
     columns = {"class": pool.y} if classes else {}
     columns |= {name: np.asarray(column) for name, column in pool.groups.items()}
-    columns = {name: column[session.points] for name, column in columns.items()}
+    return telling({name: column[session.points] for name, column in columns.items()})
+
+
+def telling(columns: Mapping[str, Array]) -> dict[str, Array]:
+    """Those that divide the records into groups: several, and not one for nearly each record."""
     return {name: column for name, column in columns.items() if 1 < len(np.unique(column)) <= len(column) // 2}
 
 
@@ -129,7 +145,8 @@ def _auc_or_nothing(call: Call, rehearsal: Evidence, member: Bool[Array, " N"]) 
         return 0.0
 
 
-def _own_p_values(call: Call, seen: Evidence, scores: Float[Array, " N"]) -> Float[Array, " N"] | None:
+def _rehearsed(call: Call, seen: Evidence) -> tuple[Float[Array, "R N"], Bool[Array, "R N"]] | None:
+    """What the attack says of each reference, and who that trained on; None where it cannot be rehearsed."""
     rows, trained_on = [], []
     for rehearsal, member in seen.rehearsals(limit=REHEARSED):
         try:
@@ -137,17 +154,21 @@ def _own_p_values(call: Call, seen: Evidence, scores: Float[Array, " N"]) -> Flo
                 rows.append(ATTACKS[call.name](rehearsal, **call.settings))
         except ValueError:
             return None
+        if np.isnan(rows[-1]).any():  # the references were not asked what this attack reads of a target
+            return None
         trained_on.append(member)
-    return record_p_values(scores, np.array(rows), np.array(trained_on)) if rows else None
+    return (np.array(rows), np.array(trained_on)) if rows else None
 
 
-def _group_rows(targets: Sequence[TargetResult], order: int, column: Array) -> tuple[GroupRow, ...]:
-    of_targets = [
-        group_risks(target.attacks[order].scores, target.member, column, nominal_fpr=NOMINAL_FPR) for target in targets
-    ]
+def group_rows(targets: Sequence[TargetResult], order: int, columns: Sequence[Array]) -> tuple[GroupRow, ...]:
+    """Every group of a column, of which `columns` holds what each target's records say; the most exposed first."""
+    found: dict[Any, list[GroupRisk]] = {}
+    for target, column in zip(targets, columns, strict=True):
+        for risk in group_risks(target.attacks[order].scores, target.member, column, nominal_fpr=NOMINAL_FPR):
+            found.setdefault(risk.group, []).append(risk)
     overall = float(np.mean([target.attacks[order].summary.auc.value for target in targets]))
-    level = targets[0].attacks[order].summary.level
-    rows = [_row(of_group, overall, 1 - (1 - level) / len(of_targets[0])) for of_group in zip(*of_targets, strict=True)]
+    level = 1 - (1 - targets[0].attacks[order].summary.level) / len(found)
+    rows = [_row(found[group], overall, level) for group in sorted(found)]
     return tuple(sorted(rows, key=lambda row: -(row.auc.value if row.auc else -1.0)))
 
 

@@ -37,6 +37,7 @@ def target_columns(risk: Risk, target: int) -> dict[str, Array]:
     named = np.zeros(len(found.scores), dtype=np.int8)
     named[found.named.indices] = 1
     columns: dict[str, Array] = {} if found.p_values is None else {"p_value": found.p_values}
+    columns |= {} if found.record_fpr is None else {"record_fpr": found.record_fpr}
     return columns | {"list_p_value": found.named.p_values, "named": named}
 
 

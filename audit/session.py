@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from core.registry import DATASETS, MODELS, SOURCES
 from core.rng import stream
 from core.rundir import digest
 from core.types import AuditData, Plan, Records
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def prepare(config: Config) -> Session:
     except WrongSetting as error:
         raise _and_the_model(config, config.error(error.key, error.message)) from None
     run, audit = config.run, config.audit
+    data, owner = by_owner(config, data) if config.data.owner else (data, None)
     if len(data.pool) < 4:
         raise config.error("data", f"the pool has {len(data.pool)} records: an audit needs at least 4")
     for key, asked, there in (
@@ -101,12 +105,34 @@ def prepare(config: Config) -> Session:
     return Session(
         config=config,
         data=data,
-        plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed),
+        plan=make_plan(len(data.pool), run.num_experiments, audit.num_ref_models, run.random_seed, owner),
         points=choose(len(data.pool), audit.data_size, run.random_seed, "points"),
         population=choose(len(data.population), audit.population_size, run.random_seed, "population"),
         pool_digest=records_digest(data, data.pool),
         population_digest=records_digest(data, data.population),
     )
+
+
+def by_owner(config: Config, data: AuditData) -> tuple[AuditData, Int[Array, " D"]]:
+    """The data, without population records of owners in the pool; and of each record of the pool its owner's number."""
+    assert config.data and config.data.owner
+    column, pool, population = config.data.owner, data.pool, data.population
+    if column not in pool.groups:
+        there = ", ".join(sorted(pool.groups)) or "none; the datasets files, text_file and hf:<name> have some"
+        raise config.error("data.owner", f"the data have no column of groups {column!r}; there are: {there}")
+    names, number = np.unique(np.asarray(pool.groups[column]), return_inverse=True)
+    if len(names) < 4:
+        raise config.error("data.owner", f"{column!r} has {len(names)} owners in the pool: an audit needs at least 4")
+    if column in population.groups:
+        strangers = ~np.isin(population.groups[column], names)
+        if not strangers.all():
+            log.warning(
+                "data.owner: %d of %d population records are of owners in the pool, and left out: they would look like "
+                "their owners' others",
+                *(int((~strangers).sum()), len(population)),
+            )
+            data = replace(data, population=population.select(np.flatnonzero(strangers)))
+    return data, number
 
 
 def _and_the_model(config: Config, error: UserError) -> UserError:
@@ -172,18 +198,26 @@ def device_of(config: Config, block: str) -> Any:
 
     block = block if getattr(config, block) else "audit"  # where nothing is trained
     name = getattr(config, block).device
-    if name == "auto":
+    if name == "auto" or (config.run.engine == "ray" and name.startswith("cuda")):  # which the nodes are to have
         mps = getattr(torch.backends, "mps", None)
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
-    way_out = "use --set train.device=cpu audit.device=cpu, or `device: auto`"
+    try:
+        return device_named(name)
+    except UserError as error:
+        way_out = "use --set train.device=cpu audit.device=cpu, or `device: auto`"
+        raise config.error(f"{block}.device", f"{error}: {way_out}") from None
+
+
+def device_named(name: str) -> Any:
+    """The torch device of this name. Raises UserError if this machine has none."""
+    import torch
+
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise config.error(
-            f"{block}.device", f"{name!r} cannot be used on this machine ({reason}): {way_out}"
-        ) from None
+        raise UserError(f"{name!r} cannot be used on this machine ({reason})") from None
     return device
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from audit.results import AuditResult
-from audit.tables import AttackAverage, Average, at, verdict
+from audit.tables import AttackAverage, Average, at, not_tested, verdict
 
 SCHEMA = 1  # raised when a key of summary.json changes its meaning or goes away
 
@@ -26,6 +26,7 @@ def summary(result: AuditResult, averages: Sequence[AttackAverage]) -> dict[str,
             "audited_records": len(result.points),
             "population": result.population,
             "verdict": {"leaks": told.leaks, "headline": told.headline},
+            "not_tested": not_tested(result),
             "level": averages[0].level,
             "attacks": {row.attack: _attack(row) for row in averages},
             "checks": [{"name": c.name, "status": c.status, "finding": c.finding} for c in result.checks],

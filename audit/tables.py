@@ -17,6 +17,7 @@ from numpy import ndarray as Array
 
 from audit.results import AttackResult, AuditResult, TargetResult
 from core.metrics import across_models, auc_interval, tpr_at_fpr
+from core.registry import ATTACKS
 from core.types import Estimate, OperatingPoint
 
 Row = dict[str, Any]
@@ -74,8 +75,9 @@ def averages(result: AuditResult) -> tuple[AttackAverage, ...]:
     """Every attack averaged over the target models, in the order of audit.algorithm."""
     by_attack = zip(*(target.attacks for target in result.targets), strict=True)
     found = [_average_attack(order, attacks) for order, attacks in enumerate(by_attack)]
-    blind = [target.blind.auc for target in result.targets if target.blind]
-    return tuple(replace(row, blind=_average(blind, row.level)) if blind else row for row in found)
+    blind = [target.blind.auc for target in result.targets if target.blind and not target.blind.by_lot]
+    of_all = len(blind) == len(result.targets)  # the quick look where lots were drawn stands in the checks alone
+    return tuple(replace(row, blind=_average(blind, row.level)) if of_all else row for row in found)
 
 
 def by_strength(rows: Sequence[AttackAverage]) -> list[AttackAverage]:
@@ -176,6 +178,29 @@ def verdict(result: AuditResult, ranked: Sequence[AttackAverage]) -> Verdict:
     )
 
 
+OTHER_AUDITS = {
+    "ramia": "whether near copies of training records can be recognised (ramia)",
+    "duci": "how much of a dataset the model used (duci)",
+    "dp_audit": "whether a promise of differential privacy is kept (dp_audit)",
+}
+
+
+def not_tested(result: AuditResult) -> list[str]:
+    """What this audit does not speak of, in words: a reader must not take silence for an all-clear."""
+    ran = {section.name for section in result.sections}
+    attacks = {attack.attack.partition(" (")[0] for attack in result.targets[0].attacks}
+    inside = any(name in ATTACKS and ATTACKS.fact(name, "access") in INSIDE for name in attacks)
+    return [
+        *([] if inside else ["attackers who see the model's weights, its gradients or its training"]),
+        "whether records can be reconstructed, or unknown attributes of them inferred",
+        *(said for name, said in OTHER_AUDITS.items() if name not in ran),
+        "models trained in another way, or on other data, than those listed here",
+    ]
+
+
+INSIDE = ("training", "white box")
+
+
 def strongest_of(target: TargetResult) -> int:
     """Place of the attack with the largest AUC on this target."""
     return int(np.argmax([attack.summary.auc.value for attack in target.attacks]))
@@ -242,7 +267,8 @@ def _spread(name: str, average: Average) -> Iterator[tuple[str, float]]:
 
 def target_rows(target: TargetResult) -> list[Row]:
     """Rows of exp/attack_result_<t>.csv: everything in each attack's Summary."""
-    blind = dict(_estimate("blind_baseline_auc", target.blind.auc)) if target.blind else {}
+    told = target.blind if target.blind and not target.blind.by_lot else None
+    blind = dict(_estimate("blind_baseline_auc", told.auc)) if told else {}
     return [dict(_target_cells(target.target, attack)) | blind for attack in target.attacks]
 
 

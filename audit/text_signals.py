@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import numpy as np
 from audit.session import Session
 from core import rundir
 from core.errors import UserError
-from core.types import Signal, Text
+from core.types import Records, Signal, Text
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +94,18 @@ def asked(session: Session, model: int, signal: Signal) -> bool:
     return signal.kind != "token_divergence" or model in session.plan.targets
 
 
+def others(session: Session, model: int, signal: Signal) -> Sequence[int]:
+    """The models that are asked, too, where this one is asked for this signal."""
+    return session.plan.references_of(model) if signal.kind == "token_divergence" else ()
+
+
+def reads(session: Session, signal: Signal) -> Iterator[Path]:
+    """The files that this signal is read off, beside models."""
+    if signal.kind == "neighbour_log_p":
+        path = _neighbours(session, signal)[0]
+        yield from (path, rundir.stamp_of(path))
+
+
 def stamp(session: Session, model: int, signal: Signal, weights: Callable[[int], str]) -> dict[str, Any]:
     """What a text signal is a function of, beside its model, records and name."""
     found: dict[str, Any] = dict(signal.options)
@@ -128,15 +140,15 @@ def _tokens(session: Session, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in Tokenizer.from_str(session.data.tokenizer).encode_batch(list(texts))]
 
 
-def texts_of(session: Session, records: np.ndarray) -> list[str]:
-    """The texts of these records of the pool as models see them: cut where their tokens are."""
-    pool = session.data.pool
-    assert pool.lengths is not None
+def texts_of(session: Session, records: np.ndarray, of: Records | None = None) -> list[str]:
+    """The texts of these records of the pool, or `of` others, as models see them: cut where their tokens are."""
+    of = session.data.pool if of is None else of
+    assert of.lengths is not None
     if session.data.tokenizer is None:
-        return [(pool.texts or [""] * len(pool))[i] for i in records]
+        return [(of.texts or [""] * len(of))[i] for i in records]
     from tokenizers import Tokenizer
 
-    ids = [pool.x[i, : pool.lengths[i]].tolist() for i in records]
+    ids = [of.x[i, : of.lengths[i]].tolist() for i in records]
     return Tokenizer.from_str(session.data.tokenizer).decode_batch(ids, skip_special_tokens=False)
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from audit.engines import places, run_units
 from audit.model_files import build, from_files, to_files, weights_path
 from audit.session import Session
-from audit.workers import Lost, places, run_units
+from audit.workers import Lost
 from core import rundir
+from core.claims import Claims
 from core.errors import StaleArtefact, UserError
 from core.log import progress
 from core.registry import MODELS, TRAINERS
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+POLL = 1.0  # seconds between looks at what others do
+TRAINING = "training models"
 OUT_OF_MEMORY = "out of memory: lower train.batch_size, train.stack or run.workers"
 
 
@@ -64,12 +69,17 @@ def missing_models(session: Session) -> list[int]:
     if session.given is not None:
         return []
     _check_memberships(session)
-    return [m for m in session.plan.models if not rundir.is_made(weights_path(session, m), stamp(session, m))]
+    return _unfinished(session, session.plan.models)
 
 
-def train_missing(session: Session, device: torch.device) -> None:
+def _unfinished(session: Session, models: Sequence[int]) -> list[int]:
+    return [m for m in models if not rundir.is_made(weights_path(session, m), stamp(session, m))]
+
+
+def train_missing(session: Session, device: torch.device, share: Share | None = None) -> None:
     """Train every planned model that is not there yet, and keep models_metadata.json true after each stack.
 
+    share: these models only, of which others may train some at the same time; returns when all of them are there.
     A model that cannot be trained is reported by its number in one UserError at the end; the others are kept.
     """
     if session.given is not None:
@@ -77,27 +87,79 @@ def train_missing(session: Session, device: torch.device) -> None:
     missing = missing_models(session)
     _write_memberships(session)
     write_metadata(session)
-    if given := [model for model in missing if session.brought_from(model)]:
+    if not share and (given := [model for model in missing if session.brought_from(model)]):
         from audit.from_models import bring_in
 
         bring_in(session, given, device)
         write_metadata(session)
         missing = [model for model in missing if model not in given]
+    planned = share.models if share else session.plan.models
+    missing = [model for model in missing if model in planned]
     if not missing:
-        log.info("models: all %d are there", len(session.plan.models))
+        log.info("models: all %d are there", len(planned))
         return
-    log.info("models: %d to train, %d there", len(missing), len(session.plan.models) - len(missing))
-    stacks = stacks_of(session, missing, device)
-    units = run_units(
-        stacks, partial(_trainer, session), device, session.config.run.workers, at_least=_at_least(session, missing)
-    )
+    log.info("models: %d to train, %d there", len(missing), len(planned) - len(missing))
     failed: dict[int, str] = {}
-    for stack, failures in progress(units, "training models", total=len(stacks)):
-        lost = isinstance(failures, Lost)
-        failed |= dict.fromkeys(stack, failures.reason) if lost else failures
+    try:
+        if share is None:
+            _train(session, missing, failed)
+        else:
+            said = False
+            while todo := [model for model in _unfinished(session, missing) if model not in failed]:
+                if free := share.free(todo):
+                    _train(session, free, failed, share)
+                    continue
+                if not said:
+                    log.info("waiting for models %s, which others train", ", ".join(map(str, todo)))
+                    said = True
+                time.sleep(POLL)
+    finally:
         write_metadata(session)
     if failed:
         raise UserError(_report(failed, len(missing)))
+
+
+def _train(session: Session, missing: list[int], failed: dict[int, str], share: Share | None = None) -> None:
+    """Train these; why not, for those that failed."""
+    stacks = stacks_of(session, missing)
+    setup = _trainer if share is None else partial(_trainer_of_share, share.claims)
+    units = run_units(session, stacks, setup, "train", what=TRAINING, at_least=_at_least(session, missing))
+    written, took = time.monotonic(), 0.0
+    for stack, failures in progress(units, TRAINING, total=len(missing), of=lambda unit: len(unit[0])):
+        lost = isinstance(failures, Lost)
+        failed |= dict.fromkeys(stack, failures.reason) if lost else failures
+        if share is None and (start := time.monotonic()) - written >= 20 * took:  # it reads the stamps of all models
+            write_metadata(session)
+            written = time.monotonic()
+            took = written - start
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the plan that this process trains, where others train theirs in the same directory."""
+
+    models: Sequence[int]
+    claims: Claims
+
+    def free(self, models: list[int]) -> list[int]:
+        """Those of these that nobody else works on."""
+        return [model for model in models if self.claims.owner(f"model_{model}") in (None, self.claims.name)]
+
+
+def _trainer_of_share(claims: Claims, session: Session, device: torch.device) -> Callable[[list[int]], dict[int, str]]:
+    return partial(_train_claimed, claims, session, _trainer(session, device))
+
+
+def _train_claimed(claims: Claims, session: Session, work: Callable, stack: list[int]) -> dict[int, str]:
+    """Train those of a stack that nobody else works on, or has finished."""
+    rundir.hold_of(claims.hold)
+    mine = [model for model in stack if claims.take(f"model_{model}")]
+    try:
+        todo = _unfinished(session, mine)
+        return work(todo) if todo else {}
+    finally:
+        for model in mine:
+            claims.give_back(f"model_{model}")
 
 
 def _report(failed: Mapping[int, str], tried: int) -> str:
@@ -108,19 +170,19 @@ def _report(failed: Mapping[int, str], tried: int) -> str:
     return f"{len(failed)} of {tried} models could not be trained, the others are kept. {reasons}"
 
 
-def stacks_of(session: Session, missing: list[int], device: torch.device) -> list[list[int]]:
+def stacks_of(session: Session, missing: list[int]) -> list[list[int]]:
     """The models in the stacks that they are trained in: what a crash can lose at most.
 
     As many stacks as keep all workers busy, of at most the width that the trainer says.
     """
     config, name = session.config, session.config.trainer.name
+    crew, device = places(config, "train")
     if measured := TRAINERS.fact(name, "width"):
         width, how = measured(config.trainer.settings, lambda: build(session, missing[0]), device)
         log.info("models: %s, on %s", how, device)
     else:
         width = TRAINERS.fact(name, "stack", 1)
         width = width(config.trainer.settings) if callable(width) else width
-    crew = len(places(device, config.run.workers))
     rounds = math.ceil(len(missing) / (width * crew))
     count = min(len(missing), rounds * crew)
     return [part.tolist() for part in np.array_split(missing, count)]
@@ -215,6 +277,11 @@ def losses_path(session: Session, model: int) -> Path:
     return session.folder / "models" / f"model_{model}.losses.npy"
 
 
+def trace_path(session: Session, model: int) -> Path:
+    """Where the log-odds of the pool after each epoch are, if its trainer recorded them: (epochs, D)."""
+    return session.folder / "models" / f"model_{model}.trace.npy"
+
+
 def write_model(
     session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, **facts: Any
 ) -> None:
@@ -232,6 +299,8 @@ def write_model(
     weights = files.pop(path.name)
     if (trace := getattr(model, "loss_trace", None)) is not None:
         rundir.write_array(losses_path(session, number), trace)
+    if (trace := getattr(model, "log_odds_trace", None)) is not None:
+        rundir.write_array(trace_path(session, number), trace)
     for name, content in files.items():  # before the weights, which carry the stamp
         rundir.write_atomic(path.parent / name, lambda file, content=content: file.write(content))
     rundir.make(
@@ -303,8 +372,8 @@ def write_metadata(session: Session) -> None:
         """How it was trained here; of a model from elsewhere that is among its facts, as far as it is known."""
         return {} if session.brought_from(model) else {key: config.trainer.settings.get(key) for key in recipe}
 
-    entries = {
-        str(row["id"]): {
+    def entry(row: dict[str, Any]) -> dict[str, Any]:
+        return {
             **{key: value for key, value in row.items() if key != "id"},
             **trained(row["id"]),
             "model_name": config.model.name,
@@ -312,9 +381,9 @@ def write_metadata(session: Session) -> None:
             "model_path": str(weights_path(session, row["id"]).relative_to(session.folder / "models")),
             "dataset": config.dataset.name,
         }
-        for row in model_rows(session)
-    }
-    rundir.write_json(session.folder / "models" / "models_metadata.json", entries)
+
+    rows = ((str(row["id"]), entry(row)) for row in model_rows(session))
+    rundir.write_entries(session.folder / "models" / "models_metadata.json", rows)
 
 
 def _memberships(session: Session) -> Path:
@@ -329,7 +398,7 @@ def _check_memberships(session: Session) -> None:
     there = np.load(path, mmap_mode="r", allow_pickle=False)
     rows = min(len(there), len(planned))
     if there.shape[1:] != planned.shape[1:] or not np.array_equal(there[:rows], planned[:rows]):
-        why = "another run.random_seed or other data"
+        why = "another run.random_seed or data.owner, or other data"
         raise StaleArtefact(f"{path} was made with {why}: choose another run.log_dir, or delete it")
 
 

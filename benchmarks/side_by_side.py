@@ -212,6 +212,29 @@ def header(*packages: str) -> None:
     print(f"{'(medians of the rounds)':<62} {columns}")
 
 
+def markdown(answer: dict[str, Any]) -> str:
+    """The rows of a benchmark's last line as a table for documents, under its circumstances."""
+    heads = ("what", "ours", "peer", "ratio (least to greatest, n)", "asked for")
+    lines = [answer["device"] + " · " + ", ".join(f"{k} {v}" for k, v in answer["versions"].items()), ""]
+    lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in answer["rows"]:
+        ours, peer, ratios = row["ours"], row["peer"], row["ratios"]
+        asked = (
+            "" if row["floor"] is None else f"{row['floor']:g}x" + (": missed" if row["ratio"] < row["floor"] else "")
+        )
+        spread = (
+            f" ({ratios['min']:.2g} to {ratios['max']:.2g}, {row['rounds']})" if ratios else f"(n = {row['rounds']})"
+        )
+        ratio = f"**{row['ratio']:.2g}x**{spread}" if row["ratio"] is not None else spread
+        of_peer = f"{peer['median']:.3g} {row['unit']}" if peer else "-"
+        lines.append(f"| {row['name']} | {ours['median']:.3g} {row['unit']} | {of_peer} | {ratio} | {asked} |")
+    return "\n".join(lines)
+
+
 def last_line(rows: Sequence[Row], *packages: str) -> str:
     """The JSON that every benchmark ends with: device, versions, rows."""
     return json.dumps({"device": device(), "versions": versions(*packages), "rows": [asdict(row) for row in rows]})
+
+
+if __name__ == "__main__":  # python -m benchmarks.training | tee out.txt; python -m benchmarks.side_by_side < out.txt
+    print(markdown(json.loads(sys.stdin.read().splitlines()[-1])))

@@ -1,14 +1,17 @@
 """Training many small models: ours on the cores there are, against a plain DataLoader loop.
 
-python -m benchmarks.training [--full] [--profile] [--only NAME] [--seconds cpu]
+python -m benchmarks.training [--full] [--profile] [--widths] [--only NAME] [--seconds cpu]
 
 Two peers, written here: `strict` trains one model after another on one thread, with a DataLoader without workers and
 without any evaluation; `shipped` is the same with four loader workers and a test pass after every epoch, as the
-original tool runs it. Images are decoded as torchvision's datasets do: PIL, ToTensor, Normalize. A peer trains one
-model in each round and its seconds are multiplied by M: it trains one after another, so nothing else could come out.
-Ours are M models on worker processes of one thread each; starting them and putting the data in place counts.
+original tool runs it. As there, a step sets the learning rate and counts loss and right answers; a row of features
+becomes a tensor when it is asked for, and images are decoded as torchvision's datasets do: PIL, ToTensor, Normalize.
+A peer trains one model in each round and its seconds are multiplied by M: it trains one after another, so nothing
+else could come out. Ours are M models on worker processes of one thread each; starting them and putting the data in
+place counts. bfloat16 is timed on CPUs that have units for it.
 
---profile shows where a step's time goes, by operation. --seconds cpu: CPU seconds of one process, ours too.
+--profile shows where a step's time goes, by operation. --widths: CPU seconds a model by how many are trained at once,
+what `train.stack: auto` chooses by. --seconds cpu: CPU seconds of one process, ours too.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.side_by_side import Row, header, last_line, one_thread, show, side_by_side
+from benchmarks.side_by_side import Row, header, last_line, one_thread, seconds, show, side_by_side
 
 ROUNDS = 7
 PACKAGES = ("torch", "torchvision", "numpy", "pillow")
@@ -41,11 +45,12 @@ class Case:
 
 
 MLP = Case("MLP 600-128-100", "mlp", {"hidden": (128,)}, (600,), 100, 4096, 256, 5.0, 8.0)
-CNN_8 = Case("CNN 32-64, 8x8", "cnn", {"channels": (32, 64)}, (1, 8, 8), 10, 1024, 128, 4.5)
-WRN_8 = Case("WRN-28-1, 8x8", "wrn28-1", {}, (1, 8, 8), 10, 256, 128, 2.0)
-CNN_32 = Case("CNN 32-64, 32x32", "cnn", {"channels": (32, 64)}, (3, 32, 32), 10, 512, 128, 2.0)
-WRN_32 = Case("WRN-28-1, 32x32", "wrn28-1", {}, (3, 32, 32), 10, 128, 64, 2.2)
-SMALL = [(MLP, (1, 4, 16, 64)), (CNN_8, (1, 16, 64)), (WRN_8, (16,)), (CNN_32, (16,)), (WRN_32, (8,))]
+CNN_8 = Case("CNN 32-64, 8x8", "cnn", {"channels": (32, 64)}, (1, 8, 8), 10, 1024, 128, 4.5, 4.5)
+WRN_8 = Case("WRN-28-1, 8x8", "wrn28-1", {}, (1, 8, 8), 10, 256, 128, 2.0, 2.0)
+CNN_32 = Case("CNN 32-64, 32x32", "cnn", {"channels": (32, 64)}, (3, 32, 32), 10, 512, 128, 2.0, 2.0)
+WRN_32 = Case("WRN-28-1, 32x32", "wrn28-1", {}, (3, 32, 32), 10, 128, 64, 2.2, 2.2)
+SMALL = [(MLP, (1, 4, 16, 64)), (CNN_8, (1, 16, 64)), (WRN_8, (1, 64)), (CNN_32, (1, 64)), (WRN_32, (1, 64))]
+MLP_64 = Case("MLP 64-32-10", "mlp", {"hidden": (32,)}, (64,), 10, 1024, 64, None)
 FULL = [(case, (1, 4, 16, 64)) for case in (MLP, CNN_8, WRN_8, CNN_32, WRN_32)]
 TRAINING = {"epochs": 1, "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
@@ -116,12 +121,25 @@ def constants(case: Case) -> tuple[tuple[float, ...], tuple[float, ...]]:
 # --- the peers ------------------------------------------------------------------------------------------------------
 
 
-def dataset(case: Case, pool: Any) -> Any:
-    """A map-style dataset, a record at a time, images through PIL as torchvision's are."""
+def dataset(case: Case, pool: Any, ready: bool) -> Any:
+    """A map-style dataset, a record at a time, images through PIL as torchvision's are.
+
+    ready: features are one tensor already, which spares the loader most of its work.
+    """
     import torch
 
-    if len(case.shape) == 1:
+    if ready:
         return torch.utils.data.TensorDataset(torch.tensor(pool.x), torch.tensor(pool.y))
+
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(pool)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.tensor(pool.x[index]), torch.tensor(pool.y[index])
+
+    if len(case.shape) == 1:
+        return Rows()
     from PIL import Image
     from torchvision import transforms
 
@@ -139,13 +157,13 @@ def dataset(case: Case, pool: Any) -> Any:
     return Images()
 
 
-def plain_loop(case: Case, loader_workers: int, evaluate: bool) -> Callable[[], Any]:
+def plain_loop(case: Case, loader_workers: int, evaluate: bool, ready: bool = False) -> Callable[[], Any]:
     """Train one model as a tutorial does."""
     import torch
     from torch.utils.data import DataLoader, Subset
 
     pool = records(case)
-    everything = dataset(case, pool)
+    everything = dataset(case, pool, ready)
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
     inside, outside = (Subset(everything, part.tolist()) for part in (order[: case.members], order[case.members :]))
     load = functools.partial(DataLoader, batch_size=case.batch_size, num_workers=loader_workers)
@@ -155,20 +173,24 @@ def plain_loop(case: Case, loader_workers: int, evaluate: bool) -> Callable[[], 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
         criterion = torch.nn.CrossEntropyLoss()
         train_loader, test_loader = load(inside, shuffle=True), load(outside)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, TRAINING["epochs"] * len(train_loader))
         for _ in range(TRAINING["epochs"]):
             model.train()
-            total = 0.0
+            total, right = 0.0, 0
             for x, y in train_loader:
                 optimizer.zero_grad(set_to_none=True)
-                loss = criterion(model(x), y)
+                z = model(x)
+                loss = criterion(z, y)
                 loss.backward()
                 optimizer.step()
+                schedule.step()
                 total += loss.item()
+                right += (z.argmax(1) == y).sum().item()
             if evaluate:
                 model.eval()
                 with torch.no_grad():
-                    total = sum((model(x).argmax(1) == y).sum().item() for x, y in test_loader)
-        return total
+                    right = sum((model(x).argmax(1) == y).sum().item() for x, y in test_loader)
+        return total, right
 
     return train
 
@@ -180,39 +202,33 @@ def compare(cases: list[tuple[Case, tuple[int, ...]]], clock: str, rounds: int) 
     from audit.workers import cores
 
     processes = 1 if clock == "cpu" else cores()
-    rows = []
+    precisions = ["float32"] + (["bfloat16"] if native_bfloat16() else [])
+    rows: list[Row] = []
+
+    def row(case: Case, count: int, precision: str, peer: str, train: Callable[[], Any], **given: Any) -> None:
+        """One comparison, shown at once."""
+        given = {"rounds": rounds, "notes": f"peer: 1 model, its seconds times {count}" if count > 1 else ""} | given
+        crew = min(count, processes)
+        mine, name = (
+            ours(case, count, crew, precision=precision),
+            f"{case.name}, M = {count}, {precision}, against {peer}",
+        )
+        rows.append(side_by_side(name, mine, train, part=1 / count, clock=clock, processes=crew, **given))
+        show(rows[-1])
+
     for case, counts in cases:
-        precisions = ["float32"] + (["bfloat16"] if case.floor_bf16 and native_bfloat16() else [])
         for count in counts:
             for precision in precisions:
                 asked = case.floor if precision == "float32" else case.floor_bf16
-                notes = f"peer: 1 model, its seconds times {count}" if count > 1 else ""
-                row = side_by_side(
-                    f"{case.name}, M = {count}, {precision}, against strict",
-                    ours(case, count, min(count, processes), precision=precision),
-                    plain_loop(case, 0, evaluate=False),
-                    rounds=rounds,
-                    floor=asked if count == 64 and clock == "wall" and processes == 2 else None,
-                    part=1 / count,
-                    clock=clock,
-                    notes=notes,
-                    processes=min(count, processes),
-                )
-                show(row)
-                rows.append(row)
+                floor = asked if count == 64 and clock == "wall" and processes == 2 else None
+                row(case, count, precision, "strict", plain_loop(case, 0, evaluate=False), floor=floor)
+        if len(case.shape) == 1:
+            ready = plain_loop(case, 0, evaluate=False, ready=True)
+            row(case, counts[-1], "float32", "strict with features as one tensor", ready)
         if clock == "wall":  # CPU seconds of loader workers are not this process's
-            row = side_by_side(
-                f"{case.name}, M = {counts[-1]}, float32, against shipped",
-                ours(case, counts[-1], min(counts[-1], processes)),
-                plain_loop(case, 4, evaluate=True),
-                rounds=min(rounds, 3),
-                part=1 / counts[-1],
-                clock=clock,
-                notes="one short epoch: starting the four loaders weighs more than it would in a long training",
-                processes=min(counts[-1], processes),
-            )
-            show(row)
-            rows.append(row)
+            why = "one short epoch: starting the four loaders weighs more than it would in a long training"
+            shipped = plain_loop(case, 4, evaluate=True)
+            row(case, counts[-1], "float32", "shipped", shipped, rounds=min(rounds, 3), notes=why)
     return rows
 
 
@@ -239,10 +255,23 @@ def profile(cases: list[Case]) -> None:
         print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=45))
 
 
+def widths(rounds: int) -> None:
+    """CPU milliseconds a model on one thread, 64 perceptrons in stacks of each width, by turns."""
+    tried = (1, 4, 8, 16, 32, 64)
+    print(f"{'ms a model, in stacks of':<40}" + "".join(f"{width:>8}" for width in tried))
+    for case in (MLP_64, MLP):
+        for precision in ["float32"] + (["bfloat16"] if native_bfloat16() else []):
+            work = {width: ours(case, 64, 1, precision=precision, stack=width) for width in tried}
+            turns = [{width: seconds(call) for width, call in work.items()} for _ in range(rounds)]
+            medians = (1000 / 64 * statistics.median(turn[width] for turn in turns) for width in tried)
+            print(f"{case.name + ', ' + precision:<40}" + "".join(f"{median:>8.2f}" for median in medians), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="M = 1, 4, 16, 64 for every network")
     parser.add_argument("--profile", action="store_true", help="where the time goes")
+    parser.add_argument("--widths", action="store_true", help="how many perceptrons to train at once")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--seconds", choices=("wall", "cpu"), default="wall", help="cpu: of one process on each side")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -259,6 +288,9 @@ def main() -> None:
         profile([case for case, _ in cases])
         return
     header(*PACKAGES)
+    if options.widths:
+        widths(options.rounds)
+        return
     rows = compare(cases, options.seconds, options.rounds)
     print(last_line(rows, *PACKAGES))
 

@@ -35,7 +35,18 @@ def parser() -> argparse.ArgumentParser:
     )
     main.add_argument("--cf", type=Path, metavar="FILE", help="the experiment: a YAML file, see configs/")
     main.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="e.g. train.epochs=1")
+    main.add_argument(
+        "--models",
+        metavar="START:STOP",
+        help="train and query these models of the plan only, beside other such processes; the last one audits",
+    )
     main.add_argument("--check", action="store_true", help="check the config, print the plan, and stop")
+    main.add_argument(
+        "--probe", action="store_true", help="--check, after training and querying one model: how long will it take?"
+    )
+    main.add_argument(
+        "--like", type=Path, metavar="RUN", help="--check, with the seconds of a model from this run.log_dir"
+    )
     main.add_argument(
         "--list",
         nargs="+",

@@ -7,13 +7,13 @@ function's keyword-only arguments (see core/registry.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from core.errors import UserError
@@ -29,6 +29,29 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class Ray(Block):
+    """The cluster of `run.engine: ray`, see documentation/cluster.md."""
+
+    address: str | None = Field(
+        None,
+        description="host:port of the cluster's head, or auto: the cluster that this machine is in; if left out "
+        "$RAY_ADDRESS, and without it this machine alone",
+    )
+    gpus_per_unit: Annotated[float, Ge(0)] | Literal["auto"] = Field(
+        "auto",
+        description="GPUs of each process; below 1 several share one; auto: one where the cluster has any, "
+        "none where devices are cpu",
+    )
+    cpus_per_unit: Annotated[float, Gt(0)] | None = Field(
+        None, description="CPU cores of each process; as many as run.threads if left out"
+    )
+    max_in_flight: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="processes at a time, each with a unit; auto: as many as the cluster has room for, now and later; "
+        "a number may be more, for clusters that grow with what is asked of them",
+    )
+
+
 class Run(Block):
     """The run as a whole."""
 
@@ -42,6 +65,12 @@ class Run(Block):
         "auto",
         description="processes that train and query models, to the same bytes; auto: one for each GPU or free core",
     )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="where models are trained and queried, to the same bytes: local is this machine, ray a cluster "
+        "(pip install -r requirements-ray.txt)",
+    )
+    ray: Ray = Field(Ray(), description="of engine ray: {address, gpus_per_unit, cpus_per_unit, max_in_flight}")
     time_log: bool = Field(True, description="write report/log_time_analysis.log, the seconds of each stage")
 
 
@@ -53,6 +82,11 @@ class Data(Block):
     tokenize: bool = Field(False, description="kept from the original tool: texts are always tokenised, others never")
     tokenizer: str | None = Field(
         None, description="of texts: a name of the hub or a local directory; the model's own if left out"
+    )
+    owner: str | None = Field(
+        None,
+        description="a column of the data: whose record it is. All records of an owner are then in a training set, or "
+        "none: memberships are drawn by owner, as `owners:` needs (documentation/owners.md)",
     )
     max_length: Annotated[int, Ge(2)] | None = Field(
         None, description="tokens of a text that are used; as many as the model can take if left out"
@@ -102,14 +136,20 @@ class Audit(Block):
         1, description="each image is queried as it is; + mirrored; mirrored × shifted by {-1, 0, 1}² pixels"
     )
     batch_size: PositiveInt = Field(1000, description="records per forward pass when models are queried")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="when networks are queried: bfloat16 is about twice as fast on CPUs that have it, and kept for a "
+        "model if each log-odds s of a probe is within 0.1 (1 + |s|) of float32's",
+    )
     device: str = Field("auto", description="where models are queried; as train.device")
     privacy_game: Literal["privacy_loss_model"] = Field(
         "privacy_loss_model", description="membership of a record in the training set of a fixed model"
     )
     blind_baseline: bool | None = Field(
         None,
-        description="print beside each attack the AUC of classifiers that see the records and never the model; if left "
-        "out, where the members were given and not drawn by lot by this tool",
+        description="compare with classifiers that see the records and never the model; true: of every target, beside "
+        "each attack; if left out so where the members were given, and as a check on 2,000 records of the first target "
+        "where this tool drew them by lot",
     )
     token_heat_map: NonNegativeInt = Field(
         0, description="of texts: how many of the most exposed records the report shows, coloured token by token"
@@ -170,6 +210,8 @@ class Config:
             "train": ("trainer", self.trainer),
         }
         found: dict[str, Any] = {"run.random_seed": self.run.random_seed}
+        if self.data and self.data.owner:
+            found["data.owner"] = self.data.owner
         for block, (key, call) in calls.items():
             if call:
                 found[f"{block}.{key}".rstrip(".")] = call.name
@@ -188,7 +230,7 @@ class Config:
             "train.tokenizer": self.train and self.train.tokenizer,
         }
         if self.dataset and DATASETS.fact(self.dataset.name, "text", False):
-            idle = {}
+            idle = {"audit.precision": self.audit.precision != "float32"}
         named = " and ".join(call.name for call in (self.dataset, self.model) if call)
         found = [str(self.error(key, f"has no effect on {named}")) for key, value in idle.items() if value]
         return found + [
@@ -355,7 +397,9 @@ def _checked(model: type[BaseModel], values: Mapping[str, Any], path: Path_, mis
     try:
         return model(**values)
     except ValidationError as error:
-        mistakes.validation(path, error, list(model.model_fields))
+        defaults = [field.default for field in model.model_fields.values()]
+        inner = [key for value in defaults if isinstance(value, BaseModel) for key in type(value).model_fields]
+        mistakes.validation(path, error, [*model.model_fields, *inner])
         return None
 
 
@@ -414,11 +458,18 @@ def _attacks(audit: Audit, origin: Call, mistakes: Mistakes) -> tuple[Call, ...]
         if call.label in calls:
             mistakes.append((path, f"{call.label} is listed twice"))
         calls[call.label] = call
+    calls = {label: _completed(call, calls.values()) for label, call in calls.items()}
     trained = origin.name == TRAINED or "train" in _fact(origin, "blocks", ())
     if trained and (short := [call for call in calls.values() if min_pairs(call) > audit.num_ref_models]):
         needs = " and ".join(f"{call.label} needs {min_pairs(call)}" for call in short)
         mistakes.append((("audit", "num_ref_models"), f"{audit.num_ref_models} is too few: {needs}"))
     return tuple(calls.values())
+
+
+def _completed(call: Call, others: Iterable[Call]) -> Call:
+    """An attack that combines the others of the run gets to know them, where it names none itself."""
+    combines = ATTACKS.fact(call.name, "combines")
+    return replace(call, settings=combines(call.settings, others)) if combines else call
 
 
 def bound_model(written: str | dict[str, Any], path: Path_, source: Source) -> Call:

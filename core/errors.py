@@ -9,6 +9,10 @@ class StaleArtefact(UserError):
     """A file of the run directory was made with other settings than the ones asked for now."""
 
 
+class InUse(UserError):
+    """Another process works in the run directory."""
+
+
 class WrongSetting(UserError):
     """A setting that only the data, or a file, shows to be wrong. The pipeline adds the line it was written in."""
 

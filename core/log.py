@@ -6,7 +6,7 @@ import logging
 import logging.handlers
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ class _Formatter(logging.Formatter):
 
 
 _bar: Any = None  # rich's display, while a stage is shown on a terminal: what runs inside it gets a line of its own
+_below: list[Callable[[], Any]] = []  # what is shown below it
 _early = logging.handlers.MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
 
 
@@ -116,8 +117,13 @@ def quiet(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """`items`, with a line of how far it is and an ETA where stderr is a terminal, and nothing where it is not."""
+def progress(
+    items: Iterable[T], what: str, total: int | None = None, of: Callable[[T], int] = lambda item: 1
+) -> Iterator[T]:
+    """`items`, with a line of how far it is and an ETA where stderr is a terminal, and nothing where it is not.
+
+    of: how many of the `total` an item is.
+    """
     with _display() as bar:
         if bar is None:
             yield from items
@@ -127,7 +133,7 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
         try:
             for item in items:
                 yield item
-                bar.advance(task)
+                bar.advance(task, of(item))
         finally:
             bar.remove_task(task)
 
@@ -142,6 +148,16 @@ def waiting(what: str) -> Iterator[None]:
         finally:
             if bar is not None:
                 bar.remove_task(task)
+
+
+@contextmanager
+def below(render: Callable[[], Any]) -> Iterator[bool]:
+    """Show what `render` returns, for rich, below the line of progress; whether there is one: on a terminal."""
+    _below.append(render)
+    try:
+        yield _bar is not None
+    finally:
+        _below.remove(render)
 
 
 @contextmanager
@@ -160,17 +176,23 @@ def _display() -> Iterator[Any]:
 
         def render(self, task: Task) -> Text:
             count = f"{task.completed:g}/{task.total:g}  " if task.total else ""
-            eta = f"  ETA {_clock(task.time_remaining)}" if task.time_remaining else ""
-            return Text(f"{count}{_clock(task.elapsed or 0.0)}{eta}")
+            eta = f"  ETA {clock(task.time_remaining)}" if task.time_remaining else ""
+            return Text(f"{count}{clock(task.elapsed or 0.0)}{eta}")
+
+    class WithMore(Progress):
+        def get_renderables(self) -> Iterator[Any]:
+            yield from super().get_renderables()
+            yield from (render() for render in _below)
 
     columns = (TextColumn("          {task.description}"), BarColumn(), Far())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as _bar:
+    with WithMore(*columns, console=Console(stderr=True), transient=True) as _bar:
         try:
             yield _bar
         finally:
             _bar = None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`0:02:01`."""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -66,6 +66,8 @@ def _plain(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, BaseModel):
+        return "{}"
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
@@ -89,6 +91,8 @@ def _json_type(node: dict[str, Any]) -> str:
         return " | ".join(map(str, node["enum"]))
     if "const" in node:
         return str(node["const"])
+    if "$ref" in node:
+        return "block"
     kind: str = node.get("type", "any")
     base = {"number": "float", "integer": "int", "string": "text", "boolean": "true | false"}.get(kind, kind)
     if base == "array":
@@ -107,6 +111,8 @@ def markdown() -> str:
     ]
     for name, block in {**BLOCKS, **ALWAYS}.items():
         parts.append(f"## `{name}:`\n\n{inspect.getdoc(block)}\n\n" + _table(block))
+        for key, inner in _inner(block).items():
+            parts.append(f"### `{name}.{key}:`\n\n{inspect.getdoc(inner)}\n\n" + _table(inner))
     for title, registry in KINDS.items():
         parts.append(f"## {title.capitalize()}")
         parts += [_markdown_entry(registry, name) for name in registry]
@@ -117,6 +123,12 @@ def _markdown_entry(registry: Registry, name: str) -> str:
     schema = registry.schema(name)
     text = f"### `{name}`\n\n{inspect.getdoc(registry[name]) or _summary(registry, name)}"
     return text + (f"\n\n{_table(schema)}" if schema.model_fields else "\n\nNo settings.")
+
+
+def _inner(block: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The blocks within a block."""
+    fields = block.model_fields.items()
+    return {name: type(field.default) for name, field in fields if isinstance(field.default, BaseModel)}
 
 
 def _table(schema: type[BaseModel]) -> str:

@@ -16,21 +16,24 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from core.errors import StaleArtefact, UserError
+from core.errors import InUse, StaleArtefact, UserError
 from core.loading import read_json as read_json
 
 log = logging.getLogger(__name__)
 
+LOCK = ".lock"
 LOCK_PATIENCE = 5.0  # seconds
+STAMP = ".stamp.json"
 FORMAT = 2  # raise it when the same settings come to mean other bytes
 
 
@@ -43,12 +46,16 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        _unfinished.add(name)
+        if _abandoned:
+            raise InUse("this process is told to end")
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
+        _unfinished.discard(name)
         _sync_folder(path.parent)
     except OSError as error:
         _remove(name)
@@ -58,8 +65,21 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
+_unfinished: set[str] = set()  # temporary files that this process is writing
+_abandoned = False
+
+
+def abandon() -> None:
+    """Take the unfinished files of this process away, for it is about to end; said by another thread than writes."""
+    global _abandoned
+    _abandoned = True
+    for name in list(_unfinished):
+        _remove(name)
+
+
 def _remove(name: str | None) -> None:
     if name is not None:
+        _unfinished.discard(name)
         with suppress(OSError):
             os.unlink(name)
 
@@ -77,6 +97,9 @@ def _sync_folder(folder: Path) -> None:
 def unwritable(path: Path, error: OSError) -> UserError:
     """The message for a file that cannot be written."""
     reason = error.strerror or str(error)
+    if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", reason):
+        reason = "No space left on device"  # numpy counts what was written, and does not say why it was not all
+        error.errno = errno.ENOSPC
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path} cannot be written ({reason}): free some space; the same command then continues")
     return UserError(f"{path} cannot be written ({reason}): mend that, or choose another run.log_dir")
@@ -94,6 +117,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_entries(path: Path, entries: Iterable[tuple[str, Any]]) -> None:
+    """A JSON object of many entries, as `write_json` writes it, with one of them in memory at a time."""
+
+    def write(file: BinaryIO) -> None:
+        before = "{"
+        for key, value in entries:
+            file.write((before + json.dumps({key: value}, indent=2, default=str)[1:-2]).encode())
+            before = ","
+        file.write(b"\n}\n" if before == "," else b"{}\n")
+
+    write_atomic(path, write)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -116,7 +152,7 @@ def digest(*parts: Any) -> str:
 
 
 def stamp_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.stamp.json")
+    return path.with_name(path.name + STAMP)
 
 
 def is_made(path: Path, settings: Mapping[str, Any]) -> bool:
@@ -166,6 +202,59 @@ def check_making(what: object) -> None:
         raise UserError(
             f"{what}: the run is not finished, and only its report was asked for; its own command continues it"
         )
+    if (hold := _hold) and not hold.stands():
+        raise UserError(f"{what}: {hold.path} is no longer held by the process that this one works for; it stops")
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A process's hold on a run directory, as the file at `path` says it: whoever works for that process on another
+    machine makes nothing once the file says something else."""
+
+    path: Path
+    text: str
+
+    def stands(self) -> bool:
+        try:
+            return self.path.read_text() == self.text  # opening asks the file server, also where NFS caches
+        except OSError:
+            return False
+
+
+_hold: Hold | None = None  # of the process that this one works for, where that is another
+
+
+def hold_of(hold: Hold | None) -> None:
+    """From now on this process makes artefacts only while `hold` stands."""
+    global _hold
+    _hold = hold
+
+
+_held: ContextVar[Hold | None] = ContextVar("the hold of this process", default=None)
+
+
+def held() -> Hold | None:
+    """The hold that this process has on its run directory."""
+    return _held.get()
+
+
+@contextmanager
+def holding(hold: Hold) -> Iterator[None]:
+    token = _held.set(hold)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+def receive(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write files that were made elsewhere, by their names in `folder`: an artefact is finished by its stamp, last."""
+    ordered = sorted(files, key=lambda file: file[0].endswith(STAMP))
+    for name, _ in ordered:
+        if name.endswith(STAMP):
+            (folder / name).unlink(missing_ok=True)
+    for name, content in ordered:
+        write_atomic(folder / name, lambda file, content=content: file.write(content))
 
 
 def make(path: Path, settings: Mapping[str, Any], write: Callable[[BinaryIO], Any], **facts: Any) -> None:
@@ -202,43 +291,63 @@ def lock(folder: Path) -> Iterator[None]:
 
     The system frees it however the process ends; the workers of one that was killed hold it for the moment that
     they take to end, too. What a killed process left half-written is cleared away.
-    Raises UserError if another process holds it, with its number, machine and time.
+    Raises InUse if another process holds it, with its number, machine and time.
     """
-    import fcntl
+    from core import claims
 
-    path = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115 (it is closed below, and "w" would erase the other's name)
-    except OSError as error:
-        raise unwritable(path, error) from None
-    with file:
+    with opened(folder) as file:
         file.seek(0)
         note = file.read()
-        patience = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if _is_alive(note) or time.monotonic() > patience:
-                    way_out = "wait for it, or choose another run.log_dir"
-                    raise UserError(f"{folder} is in use by {_who(note)}: {way_out}") from None
-                time.sleep(0.05)
-            except OSError as error:  # some network file systems know no locks: the note has to do
-                if _is_alive(note):
-                    way_out = f"wait for it, or delete {path} if it is not so"
-                    raise UserError(f"{folder} is in use by {_who(note)}: {way_out}") from None
-                log.warning("%s cannot be locked (%s): start no second run here", folder, error.strerror)
-                break
+        acquire(file, folder, note)
+        if sharers := claims.alive(folder):  # a file system whose locks do not reach from machine to machine
+            raise InUse(f"{folder} is in use by {', '.join(sharers)}: wait for them, or choose another run.log_dir")
         if note:
             log.info("%s: %s did not come to its end; this run continues", folder, _who(note))
-            _clear(folder)
-        _note(file, {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()})
+        if claims.forget(folder) or note:
+            clear(folder)
+        own = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+        _note(file, own)
         try:
-            yield
+            with holding(Hold(folder.absolute() / LOCK, json.dumps(own))):
+                yield
         finally:
             _note(file, None)
+
+
+def opened(folder: Path) -> TextIO:
+    """The lock file of a run directory, which is made where it is not there."""
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+")  # "w" would erase the other's name
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def acquire(file: TextIO, folder: Path, note: str, *, shared: bool = False) -> None:
+    """The operating system's lock on an opened lock file. Raises InUse if others have it."""
+    import fcntl
+
+    from core import claims
+
+    path, patience = folder / LOCK, time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            sharers = claims.alive(folder)
+            if sharers or _is_alive(note) or time.monotonic() > patience:
+                way_out = "wait for it, or choose another run.log_dir"
+                raise InUse(f"{folder} is in use by {', '.join(sharers) or _who(note)}: {way_out}") from None
+            time.sleep(0.05)
+        except OSError as error:  # some network file systems know no locks: the note has to do
+            if _is_alive(note):
+                way_out = f"wait for it, or delete {path} if it is not so"
+                raise InUse(f"{folder} is in use by {_who(note)}: {way_out}") from None
+            if not shared:
+                log.warning("%s cannot be locked (%s): start no second run here", folder, error.strerror)
+            return
 
 
 def _note(file: TextIO, holder: Mapping[str, Any] | None) -> None:
@@ -248,7 +357,7 @@ def _note(file: TextIO, holder: Mapping[str, Any] | None) -> None:
         file.flush()
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
@@ -282,8 +391,8 @@ def _is_alive(note: str) -> bool:
     return holder["pid"] != os.getpid()
 
 
-def _clear(folder: Path) -> None:
-    """Delete the temporary files of a process that was killed."""
+def clear(folder: Path) -> None:
+    """Delete the temporary files of processes that were killed."""
     for path in folder.rglob(".*.tmp"):
         if TEMPORARY.fullmatch(path.name):
             with suppress(OSError):

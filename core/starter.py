@@ -96,7 +96,9 @@ def _keys(keys: Mapping[str, tuple[Any, str]], chosen: Mapping[str, str]) -> Ite
 
 
 def _plain(value: Any) -> str:
-    if value is PydanticUndefined or isinstance(value, BaseModel):
+    if value is PydanticUndefined:
         return "..."
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
     plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     return yaml.safe_dump(plain, default_flow_style=True).splitlines()[0]

@@ -97,6 +97,9 @@ class AuditData:
         return self.pool.lengths is not None
 
 
+MEANS = ("modified_entropy", "entropy", "hinge")  # kinds of every model that are no probability
+
+
 @dataclass(frozen=True)
 class Signal:
     """What is taken from a model's answer to a record: a confidence in it, in float32, larger = more confident.
@@ -106,13 +109,22 @@ class Signal:
         kind "taylor":    log t(u_y - margin) - log sum_{j != y} t(u_j),   t(v) = sum_{i <= order} v^i / i!
         kind "modified_entropy": -log Mentr of Song & Mittal (2021), eq. 8: larger = more confident; the
             logarithm because Mentr itself underflows where a model is sure
+        kind "entropy":   -log of the entropy of softmax(u), whatever the label
+        kind "hinge":     u_y - max_{j != y} u_j
     A Taylor order must be even: odd truncations can be negative. `sigmoid` of the first two is a probability: in a
-    language model p with log p the mean over tokens. Its modified entropy is the mean over tokens.
+    language model p with log p the mean over tokens. Its others are means over tokens.
 
     Of classifiers, seen through predicted labels alone, with queries Q of their own:
         kind "label":        1 where the predicted label is the true one, else 0
         kind "robust_label": the same of altered copies of the record, the record itself first
         kind "boundary":     distance to the nearest record found that is labelled otherwise; 0 of a misclassified one
+
+    Of classifiers, their log-odds over time, as rows in the place of queries:
+        kind "trace":        after some epochs of the model's own training
+        kind "distilled":    of a student after each epoch of learning the model's answers about the population
+
+    Of targets, from a regression on the population (QMIA), as rows in the place of queries:
+        kind "quantiles":    mean and standard deviation of another signal given the record, or quantiles of it
 
     Of language models, a number for each predicted token t (see `Text`), with p its distribution over v:
         kind "token_log_p":    log p(x_t | x_<t)
@@ -152,7 +164,12 @@ class Signal:
     @property
     def of_population(self) -> bool:
         """Whether population points are asked too: of the kinds that every model has."""
-        return self.kind in ("log_odds", "taylor", "modified_entropy")
+        return self.kind in ("log_odds", "taylor", *MEANS)
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether a text's is the mean of its tokens', and not that of their log-probabilities made log-odds."""
+        return self.kind in MEANS
 
 
 LOG_ODDS = Signal()

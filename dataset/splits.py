@@ -24,6 +24,22 @@ def divide(count: int, seed: int, fraction: float) -> tuple[Int[Array, " D"], In
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
+def divide_owners(owner: Shaped[Array, " n"], seed: int, fraction: float) -> tuple[Int[Array, " D"], Int[Array, " P"]]:
+    """As `divide`, but no owner has records on both sides: owners by lot, until `fraction` of the records is theirs.
+
+    Raises UserError where fewer than two owners would be left to train on.
+    """
+    names, of_record, sizes = np.unique(owner, return_inverse=True, return_counts=True)
+    order = stream(seed, "dataset", "population").permutation(len(names))
+    enough = int(np.searchsorted(np.cumsum(sizes[order]), fraction * len(owner))) + 1
+    if len(names) - enough < 2:
+        raise UserError(
+            f"population_fraction {fraction:g} of {len(names)} owners leaves {max(len(names) - enough, 0)} to train on"
+        )
+    held_out = np.isin(of_record, order[:enough])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
 def divided(
     x: Shaped[Array, "n ..."],
     y: Int[Array, " n"],

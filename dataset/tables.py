@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,11 +13,11 @@ from annotated_types import Ge, Interval
 from jaxtyping import Float, Int, Shaped
 from numpy import ndarray as Array
 
-from core.errors import UserError
+from core.errors import UserError, WrongSetting
 from core.registry import DATASETS
 from core.tables import INDEX, Columns, as_text, column_of, read_table
 from core.types import AuditData, Records
-from dataset.splits import divide
+from dataset.splits import divide, divide_owners
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ def files(
     label: str = "label",
     id: str | None = None,
     groups: tuple[str, ...] = (),
+    owner: str | None = None,
+    about: Path | None = None,
     features: tuple[str, ...] | None = None,
     categorical: tuple[str, ...] = (),
     drop: tuple[str, ...] = (),
@@ -72,6 +74,8 @@ def files(
     - label: the column of labels; of a .npz `y` if there is no array `label`
     - id: a column of names of the records, repeated in every table of records
     - groups: columns that say what kind of record it is (sex, site, year); they are no features unless named as such
+    - owner: a column of whose record it is, a group, too; owners are then on one side of every division (owners.md)
+    - about: of images, a table with a row for each: its path within the folder in the column `id` (or path), and groups
     - features: the columns to use; all others if left out
     - categorical: columns of numbers that are codes of categories
     - drop: columns to leave out
@@ -82,18 +86,28 @@ def files(
     - image_size: pixels a side that images are resized to; needed where they differ in size
     """
     paths = [data_dir / file, *([data_dir / population] if population else [])]
-    for path in paths:
+    groups = tuple(dict.fromkeys((*groups, *([owner] if owner else []))))
+    for path in (*paths, *([data_dir / about] if about else [])):
         if not path.exists():
             raise UserError(f"data.dataset files: there is no {path} (data.data_dir is {data_dir})")
     if paths[0].is_dir():
         read = [_read_images(path, image_size) for path in paths]
+        if groups:
+            read = [
+                _described(one, path, data_dir / about if about else None, id, groups)
+                for one, path in zip(read, paths, strict=True)
+            ]
     else:
+        if about:
+            raise WrongSetting("data.about", f"{paths[0]} is a table, whose own columns are the groups: leave it out")
         spec = _Columns(label, id, groups, features, categorical, drop)
         read = [_read_npz(path, spec) if path.suffix.lower() == ".npz" else spec.read(path) for path in paths]
     whole = _joined(read, paths)
     count = len(read[0].y)
     if population:
         pool, others = np.arange(count), np.arange(count, len(whole.y))
+    elif owner:
+        pool, others = divide_owners(whole.groups[owner], seed, population_fraction)
     else:
         pool, others = divide(count, seed, population_fraction)
     if len(whole.classes) < 2:
@@ -214,6 +228,24 @@ def _images(x: Array, path: Path) -> Array:
         log.info("%s: images %s are taken as (n, H, W, C)", path.name, x.shape)
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     raise UserError(f"{path}: images are (n, C, H, W) or (n, H, W, C) with 1, 3 or 4 channels, got {x.shape}")
+
+
+def _described(images: _Read, folder: Path, table: Path | None, id: str | None, groups: tuple[str, ...]) -> _Read:
+    """The images with what a table says of each, found by its path within the folder."""
+    if table is None:
+        raise WrongSetting(
+            "data.about", f"groups of the images in {folder} ({', '.join(groups)}) stand in a table: name it here"
+        )
+    columns = read_table(table)
+    places = as_text(column_of(columns, id or ("path" if "path" in columns else "id"), table))
+    row = {place.removeprefix("./"): n for n, place in enumerate(places.tolist())}
+    if len(row) < len(places):
+        raise UserError(f"{table}: it has two rows for one image: a path stands in one row only")
+    assert images.ids is not None
+    if unknown := [name for name in images.ids.tolist() if name not in row]:
+        raise UserError(f"{table}: it has no row for {len(unknown)} images of {folder}: {_shown(unknown)}")
+    rows = np.array([row[name] for name in images.ids.tolist()])
+    return replace(images, groups={name: as_text(column_of(columns, name, table))[rows] for name in groups})
 
 
 def _read_images(folder: Path, size: int | None) -> _Read:

@@ -6,14 +6,14 @@ They come as they were read; `dataset.tokens.tokenised` turns them into token id
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Interval
 
 from core.errors import UserError, WrongSetting
 from core.registry import DATASETS
 from core.types import AuditData
-from dataset.splits import divide
+from dataset.splits import divide, divide_owners
 from dataset.text_files import Table, agnews_files, labels_of, read_table, records_of, resolve
 
 Fraction = Annotated[float, Interval(gt=0, lt=1)]
@@ -29,6 +29,7 @@ def text_file(
     label_column: str | None = None,
     id_column: str | None = None,
     group_columns: tuple[str, ...] = (),
+    owner: str | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
     non_member_file: Path | None = None,
@@ -42,6 +43,7 @@ def text_file(
     - label_column: a column of labels, for reports
     - id_column: what you call each record; its row, counted from 0, if left out
     - group_columns: columns that reports may slice by
+    - owner: the column of whose text it is, a group, too; owners are then on one side of every division (owners.md)
     - separator: of a .txt, the line between two records, such as `---`; one record a line if left out
     - encoding: of .txt, .jsonl and .csv
     - non_member_file: of a model that is given: texts it did not train on, where `file` has those it did; the group
@@ -49,13 +51,13 @@ def text_file(
     - population_file: texts that no model trains on; drawn from `file` if left out
     - population_fraction: without a population_file, the share of the records that no model trains on
     """
-    columns = (text_column, label_column, id_column, tuple(group_columns))
+    columns = (text_column, label_column, id_column, _with(owner, group_columns))
     table = read_table(resolve(data_dir, file, "data.file"), separator, encoding)
     if non_member_file is not None:
         others = read_table(resolve(data_dir, non_member_file, "data.non_member_file"), separator, encoding)
         table, columns = joined(table, others, columns), (*columns[:3], (*columns[3], "member"))
     if population_file is None:
-        return _divided(table, columns, seed, population_fraction)
+        return _divided(table, columns, seed, population_fraction, owner)
     other = read_table(resolve(data_dir, population_file, "data.population_file"), separator, encoding)
     return _official(table, other, columns)
 
@@ -93,6 +95,7 @@ def hugging_face(
     label_column: str | None = None,
     id_column: str | None = None,
     group_columns: tuple[str, ...] = (),
+    owner: str | None = None,
     subset: str | None = None,
     split: str = "train",
     population_split: str | None = None,
@@ -104,6 +107,7 @@ def hugging_face(
     - label_column: a column of labels, for reports
     - id_column: what the dataset calls each record; its row if left out
     - group_columns: columns that reports may slice by
+    - owner: the column of whose text it is, a group, too; owners are then on one side of every division (owners.md)
     - subset: the dataset's configuration, where it has several
     - split: the split that models train on
     - population_split: the split that no model trains on; drawn from `split` if left out
@@ -114,9 +118,9 @@ def hugging_face(
     local = next((path for path in (Path(name).expanduser(), data_dir / name) if path.exists()), None)
     by_hand = f"Put the dataset into a directory, and name that: data.dataset hf:{data_dir / Path(name).name}"
     pool, population = load(str(local or name), subset, split, population_split, by_hand)
-    columns = (text_column, label_column, id_column, tuple(group_columns))
+    columns = (text_column, label_column, id_column, _with(owner, group_columns))
     return (
-        _divided(pool, columns, seed, population_fraction)
+        _divided(pool, columns, seed, population_fraction, owner)
         if population is None
         else _official(pool, population, columns)
     )
@@ -126,13 +130,20 @@ def hugging_face(
     "docstrings", summary="prose from the documentation inside installed packages", images=False, text=True
 )
 def docstrings(
-    data_dir: Path, seed: int, *, num_records: Annotated[int, Ge(8)] = 4000, population_fraction: Fraction = 0.25
+    data_dir: Path,
+    seed: int,
+    *,
+    num_records: Annotated[int, Ge(8)] = 4000,
+    owner: Literal["package", "file"] | None = None,
+    population_fraction: Fraction = 0.25,
 ) -> AuditData:
     """Paragraphs of 60 to 300 letters from the docstrings of numpy and scipy: real text that is installed already.
 
-    The same for the same versions of the two; the groups say which package a paragraph is from.
+    The same for the same versions of the two; the groups say which package, and with `owner: file` which file, a
+    paragraph is from.
 
     - num_records: how many of the paragraphs, evenly spread; an error if there are fewer
+    - owner: the group whose records belong together; owners are then on one side of every division (owners.md)
     - population_fraction: share of the records that no model trains on
     """
     from dataset.text_files import paragraphs_of
@@ -141,8 +152,16 @@ def docstrings(
     if num_records > len(found):
         raise WrongSetting("data.num_records", f"{num_records} is more than the {len(found)} paragraphs there are")
     kept = [found[i * len(found) // num_records] for i in range(num_records)]
-    table = Table("docstrings", {"text": [text for text, _ in kept], "package": [package for _, package in kept]})
-    return _divided(table, ("text", None, None, ("package",)), seed, population_fraction)
+    columns = {
+        "text": [text for text, _ in kept],
+        "package": [file.partition("/")[0] for _, file in kept],
+        "file": [file for _, file in kept],
+    }
+    groups = (
+        "package",
+        *(["file"] if owner == "file" else []),
+    )  # of the files there are hundreds: no group for reports
+    return _divided(Table("docstrings", columns), ("text", None, None, groups), seed, population_fraction, owner)
 
 
 def joined(members: Table, others: Table, columns: Columns) -> Table:
@@ -170,10 +189,15 @@ def joined(members: Table, others: Table, columns: Columns) -> Table:
 Columns = tuple[str, str | None, str | None, tuple[str, ...]]
 
 
-def _divided(table: Table, columns: Columns, seed: int, fraction: float) -> AuditData:
+def _with(owner: str | None, groups: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*groups, *([owner] if owner else []))))
+
+
+def _divided(table: Table, columns: Columns, seed: int, fraction: float, owner: str | None = None) -> AuditData:
     records = records_of(table, *columns, labels=labels_of(columns[1], table))
     try:
-        pool, population = divide(len(records), seed, fraction)
+        by_owner = divide_owners(records.groups[owner], seed, fraction) if owner else None
+        pool, population = by_owner or divide(len(records), seed, fraction)
     except UserError as error:
         raise UserError(f"{table.source}: {error}") from None
     return AuditData(records.select(pool), records.select(population), num_classes=0)

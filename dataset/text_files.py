@@ -250,18 +250,18 @@ def _agnews_part(folder: Path, split: str) -> Table | None:
 
 
 def paragraphs_of(*packages: str) -> list[tuple[str, str]]:
-    """Paragraphs of prose in the docstrings of installed packages, each once, with the package it is from.
+    """Paragraphs of prose in the docstrings of installed packages, each once, with its file: `scipy/stats/_qmc.py`.
 
     Their files are read, not imported. A paragraph is prose if it begins like a sentence, ends like one, has 60 to
     300 letters, and is not a heading, a list, a doctest, or the description of a parameter.
     """
     seen: dict[str, str] = {}
     for package in packages:
-        for text in _docstrings(package):
+        for file, text in _docstrings(package):
             for paragraph in re.split(r"\n[ \t]*\n", text):
                 prose = " ".join(paragraph.split())
                 if 60 <= len(prose) <= 300 and _PROSE.fullmatch(prose) and not _MARKUP.search(paragraph):
-                    seen.setdefault(prose, package)
+                    seen.setdefault(prose, file)
     return list(seen.items())
 
 
@@ -270,10 +270,11 @@ _MARKUP = re.compile(r">>>|---|===|\.\. |\*\*|::|^\s*[\w, ]+ : |^\s*[-*] |\\[a-z
 _DOCSTRING = re.compile(r'"""(.*?)"""', re.DOTALL)
 
 
-def _docstrings(package: str) -> Iterator[str]:
+def _docstrings(package: str) -> Iterator[tuple[str, str]]:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(f"the package {package} is not installed: pip install {package}")
     for file in sorted(Path(spec.origin).parent.rglob("*.py")):
         if "tests" not in file.parts:
-            yield from _DOCSTRING.findall(file.read_text(encoding="utf-8", errors="replace"))
+            name = f"{package}/{file.relative_to(Path(spec.origin).parent).as_posix()}"
+            yield from ((name, text) for text in _DOCSTRING.findall(file.read_text(encoding="utf-8", errors="replace")))

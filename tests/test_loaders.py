@@ -49,6 +49,8 @@ RUNS = {
 }
 MAY = {
     ("audit/workers.py", "pickle.loads"),  # what this process itself hands to its workers
+    ("audit/ray_start.py", "pickle.loads"),  # what the driver of a run hands to its workers, within a cluster that
+    ("audit/ray_worker.py", "pickle.loads"),  # runs its code anyhow
     ("core/registry.py", "eval"),  # annotations of registered functions
     ("models/scikit.py", "importlib.import_module"),  # of a fixed list of libraries
     ("core/plugins.py", "importlib.util.spec_from_file_location"),  # --plugin: a deliberate act
@@ -89,11 +91,15 @@ OURS = {
     "audit/dp_audit_runs.py": "files of the run directory",
     "audit/finished.py": "the config of a run directory, as YAML that is data; its tables by core/tables.py",
     "audit/model_files.py": "weights of the run directory, in safetensors, by their digest",
+    "audit/planner.py": "stamps of a run directory, by core/loading.py",
     "audit/ramia_samples.py": "files of the run directory",
+    "audit/ray_start.py": "what the driver of a run hands to its workers",
+    "audit/ray_worker.py": "what the driver of a run hands to its workers",
     "audit/screening.py": "files of the run directory",
     "audit/signals.py": "files of the run directory",
     "audit/training.py": "files of the run directory",
     "audit/workers.py": "what this process hands to its workers",
+    "core/claims.py": "claims in the run directory",
     "core/rundir.py": "stamps of the run directory",
     "dataset/bundled.py": "a file of an installed package",
     "dataset/masked_lm.py": "safetensors only, trust_remote_code=False: tests/dataset/test_masked_lm.py",

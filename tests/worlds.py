@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from core.rng import stream
 from core.types import LOG_ODDS, Evidence, Signal, Text
+from modules.mia.qmia import false_positive_rates
 
 
 def gaussian_world(
@@ -51,6 +52,29 @@ def gaussian_world(
     return Evidence(log_odds(member), log_odds(trained_on), trained_on, z[0], z[1:]), member
 
 
+def vector_world(
+    seed: int,
+    n_points: int,
+    pairs: int,
+    shift: Float[Array, " d"],
+    covariance: Float[Array, "#N d d"],
+    *,
+    names: tuple[str, ...] = ("log_odds", "hinge", "modified_entropy"),
+    tau: float = 1.0,
+) -> tuple[Evidence, Bool[Array, " N"]]:
+    """As `gaussian_world`, d signals at once: t_j + N(0, covariance), or t_j + N(shift, covariance) of members."""
+    draw, d = stream(seed, "vector_world"), len(shift)
+    halves = np.array([draw.permutation(n_points) < n_points // 2 for _ in range(pairs + 1)])
+    member, trained_on = halves[0], np.stack([halves[1:], ~halves[1:]], axis=1).reshape(2 * pairs, n_points)
+    root, difficulty = np.linalg.cholesky(covariance), tau * draw.standard_normal((n_points, d))
+    trained = np.concatenate([member[None], trained_on])
+    noise = (root @ draw.standard_normal((*trained.shape, d, 1)))[..., 0]
+    signals = np.float32(difficulty + trained[..., None] * shift + noise)
+    none = np.zeros((2 * pairs + 1, 1, 0), np.float32)
+    of = [Evidence(signals[:1, :, k], signals[1:, None, :, k], trained_on, none[0], none[1:]) for k in range(d)]
+    return replace(of[0], also={Signal(name).name: one for name, one in zip(names[1:], of[1:], strict=True)}), member
+
+
 def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
     """The evidence with further signals, as two-class models with logits (log-odds, 0) would give them.
 
@@ -66,6 +90,10 @@ def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
 def _in(evidence: Evidence, signal: Signal) -> Evidence:
     if signal.kind in ("label", "robust_label", "boundary"):
         return _labels_only(evidence, signal)
+    if signal.kind in ("trace", "distilled"):
+        return _over_time(evidence)
+    if signal.kind == "quantiles":
+        return _one_distribution_for_all(evidence, signal)
 
     def convert(log_odds: np.ndarray) -> np.ndarray:
         return two_class(signal, log_odds.astype(np.float64)).astype(log_odds.dtype)
@@ -104,12 +132,47 @@ def _labels_only(evidence: Evidence, signal: Signal) -> Evidence:
     )
 
 
+def _over_time(evidence: Evidence) -> Evidence:
+    """A trajectory that rises in proportion to where it ends, at the mean of the queries."""
+
+    def of(log_odds: Float[Array, "*r Q N"]) -> Float[Array, "*r 3 N"]:
+        return log_odds.mean(axis=-2, keepdims=True) * np.array([[0.3], [0.7], [1.0]], log_odds.dtype)
+
+    none = np.zeros((3, 0), np.float32)
+    silent = np.zeros((len(evidence.references), 3, 0), np.float32)
+    of_all = {"target": of(evidence.target), "references": of(evidence.references)}
+    return replace(evidence, **of_all, population=none, population_references=silent)
+
+
+def _one_distribution_for_all(evidence: Evidence, signal: Signal) -> Evidence:
+    """What a regression on records that tell nothing predicts: the population's mean and deviation, or quantiles."""
+    options = dict(signal.options)
+    rates = false_positive_rates(evidence.population.shape[1], options["count"], options["smallest_fpr"])
+
+    def of(population: Float[Array, "Q P"]) -> Float[Array, "K N"]:
+        value = population.mean(axis=0, dtype=np.float64)
+        rows = [value.mean(), value.std()] if options["head"] == "gaussian" else np.quantile(value, 1 - rates)
+        return np.tile(np.array(rows)[:, None], evidence.target.shape[1])
+
+    if not evidence.population.shape[1]:
+        return replace(evidence, target=np.full_like(evidence.target[:1], np.nan), population=evidence.population[:1])
+    target = of(evidence.population)
+    references = np.array([of(row) for row in evidence.population_references]).reshape(-1, *target.shape)
+    none = np.zeros((len(target), 0))
+    silent = np.zeros((len(references), *none.shape))
+    return replace(evidence, target=target, references=references, population=none, population_references=silent)
+
+
 def two_class(signal: Signal, log_odds: np.ndarray) -> np.ndarray:
     """Any signal of a model with the two logits (log-odds, 0), the first of which is the true label's."""
     if signal.kind == "modified_entropy":  # Mentr = -(1 - p) log p - (1 - p) log(1 - (1 - p))
         log_loss = np.where(log_odds > 40, -log_odds, np.log(-log_expit(np.minimum(log_odds, 40))))
         return -np.log(2) - log_expit(-log_odds) - log_loss
     u = log_odds / signal.temperature
+    if signal.kind == "entropy":  # H = p softplus(-u) + (1 - p) softplus(u)
+        u = np.abs(u)
+        small = np.where(u > 40, -u, np.log(-log_expit(np.minimum(u, 40))))  # log softplus(-u)
+        return -np.logaddexp(log_expit(u) + small, log_expit(-u) + np.log(-log_expit(-u)))
     if signal.kind == "taylor":
         return np.log(sum((u - signal.margin) ** i / factorial(i) for i in range(signal.order + 1)))
     return u

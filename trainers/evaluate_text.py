@@ -47,7 +47,7 @@ def text_signals(
                 if signal.per_token:
                     found[signal][start[record] : start[record + 1]] = own
                 else:
-                    found[signal][record] = own.mean() if signal.kind == "modified_entropy" else log_odds(own.mean())
+                    found[signal][record] = own.mean() if signal.is_mean else log_odds(own.mean())
     return {signal: column[None] for signal, column in found.items()}
 
 
@@ -132,7 +132,7 @@ def token_columns(z: torch.Tensor, tokens: torch.Tensor, wanted: Sequence[Signal
             found[signal] = (p * (log_p - mean[:, None]).square()).sum(1)  # mean(x^2) - mean(x)^2 would cancel
         elif signal.kind == "token_rank":
             found[signal] = (z > z.gather(1, own)).sum(1)
-        elif signal.kind == "modified_entropy":
+        elif signal.is_mean:
             found[signal] = signal_columns(z, tokens, [signal])[0]
         elif signal.of_population:
             found[signal] = F.logsigmoid(signal_columns(z, tokens, [signal])[0].double())

@@ -5,6 +5,10 @@ Feature dimensions are padded with zeros to a multiple of 16, so that each slice
 product's bits do not depend on where in the stack it is (measured; the tests look at many shapes). Padding stays zero:
 its weights get zero gradients. Against a loop over `nn.Module`s this saves the dispatch of small operations, and
 the passes over memory that autograd makes.
+
+torch gives float32 products on a CPU to MKL, which leaves half of the units idle on CPUs of other makers than Intel.
+oneDNN does not, and applies bias and activation while results are in registers; there, larger products are its own,
+one model after another (measured: documentation/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +29,7 @@ from trainers.resident import Resident, padded
 from trainers.schedule import batches
 
 TINY = 4096  # multiplications of a bfloat16 product that torch may not give to oneDNN
+LARGE = 2_000_000  # of a float32 product, from which oneDNN gains more than a call for each model costs
 ACTIVATIONS = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 
 
@@ -71,6 +77,22 @@ def of_one_size(members: Bool[Array, "G D"], width: int) -> list[list[int]]:
     for row, count in enumerate(members.sum(axis=1).tolist()):
         by_size.setdefault(count, []).append(row)
     return [rows[i : i + width] for rows in by_size.values() for i in range(0, len(rows), width)]
+
+
+@cache
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether `by_onednn` is there and the faster way: in bfloat16, and in float32 on CPUs where MKL is slow."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    info = Path("/proc/cpuinfo")
+    return dtype == torch.float32 and info.exists() and "AuthenticAMD" in info.read_text()
+
+
+def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> torch.Tensor:
+    """activation(x @ weight.T + bias), (B, in) and (out, in): the operation that torch.compile's CPU code calls."""
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, activation or "none", [], "")
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
@@ -139,19 +161,19 @@ def draw_orders(data: Resident, members: Bool[Array, "G D"], streams: Sequence[n
 
 
 class Stack:
-    """The weights of G perceptrons, (G, fan_in, fan_out) a layer, and the steps of their training."""
+    """The weights of G perceptrons, (G, fan_out, fan_in) a layer, and the steps of their training."""
 
     def __init__(
         self, models: Sequence[nn.Module], layers: tuple[Layer, ...], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.layers, self.dtype = layers, dtype
         self.weights = [
-            torch.zeros(len(models), padded(layer.fan_in), padded(layer.fan_out), device=device) for layer in layers
+            torch.zeros(len(models), padded(layer.fan_out), padded(layer.fan_in), device=device) for layer in layers
         ]
         self.biases = [torch.zeros(len(models), 1, padded(layer.fan_out), device=device) for layer in layers]
         for k, model in enumerate(models):
             for layer, weight, bias, module in self._parts(model):
-                weight[k, : layer.fan_in, : layer.fan_out] = module.weight.detach().T
+                weight[k, : layer.fan_out, : layer.fan_in] = module.weight.detach()
                 bias[k, 0, : layer.fan_out] = module.bias.detach()
         self.values = [*self.weights, *self.biases]
         self.parameters = [nn.Parameter(value) for value in self.values]  # share the memory
@@ -161,7 +183,9 @@ class Stack:
         self.seen: list[torch.Tensor] = []  # what each layer was given in the last forward pass
         self.active: list[torch.Tensor] = []  # the outputs of each activation, before dropout
         self.kept: list[torch.Tensor | None] = []  # the masks of dropout, scaled
+        self.used: list[torch.Tensor] = []  # the weights of the last forward pass, in the type of the products
         self._buffer = cache(lambda name, *shape, kind: torch.empty(shape, device=device, dtype=kind))
+        self._zero = cache(lambda name, *shape: torch.zeros(shape, device=device, dtype=dtype))
 
     def _parts(self, model: nn.Module) -> Iterator[tuple[Layer, torch.Tensor, torch.Tensor, nn.Linear]]:
         yield from zip(self.layers, self.weights, self.biases, linear_layers(model), strict=True)
@@ -177,22 +201,16 @@ class Stack:
         torch.index_select(rows, 0, index.flatten(), out=x.view(-1, rows.shape[1]))
         return x
 
-    def products(self) -> list[torch.Tensor]:
-        """The weights in the type of the products."""
-        if self.dtype == torch.float32:
-            return self.weights
-        return [self.buffer(f"weight {i}", *w.shape).copy_(w) for i, w in enumerate(self.weights)]
-
     def forward(self, x: torch.Tensor, generators: Sequence[torch.Generator] | None) -> torch.Tensor:
         """Logits (G, B, padded classes) of x (G, B, padded features); dropout only where generators are given."""
         self.seen, self.active, self.kept = [], [], []
-        for i, (layer, weight, bias) in enumerate(zip(self.layers, self.products(), self.biases, strict=True)):
+        self.used = [self._of(weight, f"weight {i}") for i, weight in enumerate(self.weights)]
+        if self.dtype != torch.float32:
+            torch._foreach_copy_(self.used, self.weights)
+        for i, (layer, weight, bias) in enumerate(zip(self.layers, self.used, self.biases, strict=True)):
             self.seen.append(x)
-            z = self.buffer(f"layer {i}", *x.shape[:2], weight.shape[2])
-            self._product(x, weight, z, bias)
-            if layer.activation:
-                z.tanh_() if layer.activation == "tanh" else z.relu_()
-            self.active.append(z)
+            z = self.buffer(f"layer {i}", *x.shape[:2], weight.shape[1])
+            self.active.append(self._product(x, weight.mT, z, bias, layer.activation))
             drops = bool(layer.dropout) and generators is not None
             self.kept.append(self._mask(i, z, layer.dropout, generators) if drops else None)
             x = z if self.kept[-1] is None else torch.mul(z, self.kept[-1], out=self.buffer(f"dropped {i}", *z.shape))
@@ -215,18 +233,17 @@ class Stack:
         d.scatter_add_(2, y[..., None], torch.full((1,), smoothing - 1.0, device=d.device).expand(*y.shape, 1))
         if smoothing:
             d.sub_(smoothing / classes)
-        gradient = self.buffer("gradient", *logits.shape).zero_()
+        gradient = self._zero("gradient", *logits.shape)
         gradient[..., :classes] = d.div_(count)
         of_weights, of_biases = self.gradients[: len(self.layers)], self.gradients[len(self.layers) :]
-        weights = self.products()
         for i in reversed(range(len(self.layers))):
             torch.sum(gradient, dim=1, keepdim=True, dtype=torch.float32, out=of_biases[i])
-            update = self._product(self.seen[i].mT, gradient, self._of(of_weights[i], f"update {i}"))
+            update = self._product(gradient.mT, self.seen[i], self._of(of_weights[i], f"update {i}"))
             if update is not of_weights[i]:
                 of_weights[i].copy_(update)
             if i == 0:
                 return
-            gradient = self._product(gradient, weights[i].mT, self.buffer(f"below {i}", *self.seen[i].shape))
+            gradient = self._product(gradient, self.used[i], self.buffer(f"below {i}", *self.seen[i].shape))
             if (mask := self.kept[i - 1]) is not None:
                 gradient.mul_(mask)
             if self.layers[i - 1].activation == "tanh":
@@ -239,17 +256,33 @@ class Stack:
         return value if self.dtype == value.dtype else self.buffer(name, *value.shape)
 
     def _product(
-        self, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None = None
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        out: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: str = "",
     ) -> torch.Tensor:
-        """a[k] @ b[k] (+ bias[k]) for each model k, into `out`."""
+        """activation(a[k] @ b[k] (+ bias[k])) for each model k, into `out`."""
+        size = a[0].numel() * b.shape[2]
+        if self.dtype == torch.float32 and size >= LARGE and a.device.type == "cpu" and has_onednn(self.dtype):
+            biases = [None] * len(a) if bias is None else bias[:, 0]
+            for of_model in zip(a, b.mT, biases, out, strict=True):
+                of_model[3].copy_(by_onednn(*of_model[:3], activation))
+            return out
         if self.dtype == torch.float32:
-            return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
-        if a[0].numel() * b.shape[2] > TINY:
-            torch.bmm(a, b, out=out)
-        else:  # torch chooses the kernel by the size of the whole stack there
-            for of_model in zip(a, b, out, strict=True):
-                torch.mm(*of_model[:2], out=of_model[2])
-        return out if bias is None else out.add_(bias)
+            torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
+        else:
+            if size > TINY:
+                torch.bmm(a, b, out=out)
+            else:  # torch chooses the kernel by the size of the whole stack there
+                for of_model in zip(a, b, out, strict=True):
+                    torch.mm(*of_model[:2], out=of_model[2])
+            if bias is not None:
+                out.add_(bias)
+        if activation:
+            out.tanh_() if activation == "tanh" else out.relu_()
+        return out
 
     def clip(self, norm: float) -> None:
         """Scale each model's gradient down to this norm, where it is longer."""
@@ -267,6 +300,6 @@ class Stack:
         """Copy the weights into the models."""
         for k, model in enumerate(models):
             for layer, weight, bias, module in self._parts(model):
-                module.weight.copy_(weight[k, : layer.fan_in, : layer.fan_out].T)
+                module.weight.copy_(weight[k, : layer.fan_out, : layer.fan_in])
                 module.bias.copy_(bias[k, 0, : layer.fan_out])
             model.eval()

@@ -11,7 +11,7 @@ import torch
 from trainers.loop import precision_of
 from trainers.stack import layers_of
 
-# Figures: documentation/benchmarks.md. Small networks are bound by the dispatch of operations, larger ones by the
+# Figures: python -m benchmarks.training --widths, documentation/benchmarks.md. Small networks are bound by the dispatch of operations, larger ones by the
 # cache that a stack's weights and activations must fit into; a GPU (not measured yet) has neither limit so soon.
 SMALL = 16_384  # weights
 MOST = {"cpu": (64, 16), "cuda": (256, 256)}  # of networks with at most SMALL weights, and of larger ones
@@ -21,9 +21,10 @@ def width(settings: Mapping[str, Any], model: torch.nn.Module, device: torch.dev
     """How many models like this one to train at once on this device, and a line that says so."""
     asked, precision = settings["stack"], precision_of(settings["precision"], device)
     how = f"in {precision}{emulated(precision, device)}"
-    layers = None if settings["augment"] else layers_of(model)
+    singly = [f"train.{key}" for key in ("augment", "record_losses") if settings.get(key)]
+    layers = None if singly else layers_of(model)
     if layers is None:
-        why = "train.augment" if settings["augment"] else "no plain perceptron"
+        why = " and ".join(singly) or "no plain perceptron"
         return 1, f"one after another ({why}), {how}"
     small, large = MOST.get(device.type, MOST["cpu"])
     weights = sum(layer.fan_in * layer.fan_out for layer in layers)

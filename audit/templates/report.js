@@ -2,7 +2,22 @@
 // pointer is, or where the arrow keys put it. Without scripts the page says the same, and stands still.
 "use strict";
 (() => {
-  const percent = (x) => (x === 0 ? "0" : (100 * x).toPrecision(x < 0.001 ? 2 : 3).replace(/\.?0+$/, "")) + "%";
+  // What scrolls must be reachable by keys, and say what it is; what fits must not be a stop on the way.
+  const title = (box) => {
+    const caption = box.querySelector("caption") || box.closest("details")?.querySelector("summary");
+    for (let at = box; !caption && at; at = at.previousElementSibling || at.parentElement)
+      if (/^H[1-4]$/.test(at.tagName)) return at.textContent;
+    return caption ? caption.textContent.trim().slice(0, 80) : "Table";
+  };
+  const reachable = (box) => {
+    const scrolls = box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
+    const set = { tabindex: "0", role: "group", "aria-label": `Scrolls: ${title(box)}` };
+    for (const name in set) scrolls ? box.setAttribute(name, set[name]) : box.removeAttribute(name);
+  };
+  const watch = new ResizeObserver((seen) => seen.forEach((one) => reachable(one.target)));
+  document.querySelectorAll(".scroll, .gallery blockquote").forEach((box) => watch.observe(box));
+
+  const percent = (x) => (0.9995 <= x && x < 1 ? ">99.9%" : Number((100 * x).toPrecision(x < 0.001 ? 2 : 3)) + "%");
   const hidden = new Set();
 
   for (const button of document.querySelectorAll(".legend button")) {
@@ -31,6 +46,7 @@
     readout.textContent = "Point at the figure, or use the arrow keys, to read values.";
     figure.append(readout);
     figure.tabIndex = 0;
+    figure.setAttribute("aria-label", "ROC curves, to be read with the arrow keys");
     let at = Math.floor(fpr.length / 4);
 
     const tell = () => {

@@ -26,6 +26,8 @@ class Blind:
 
     of: str  # what it looked at: "bag of words", "lengths, dates and numbers", "features", "pixels"
     auc: Estimate  # its interval allows for the number of such classifiers that were tried
+    records: int = 0  # how many it looked at, where that was not all of them
+    by_lot: bool = False  # this tool drew the memberships by lot, so there is nothing but chance to find
 
     @property
     def tells(self) -> bool:
@@ -38,7 +40,13 @@ class Blind:
     def in_words(self, name: str, attack: Estimate) -> str:
         """What it means for an attack of this name and AUC."""
         found = f"{self.auc.value:.3f} ({self.auc.low:.3f} to {self.auc.high:.3f})"
-        seen = f"A classifier that saw only the {self.of} of the records, never the model, reaches an AUC of {found}"
+        records = f"{self.records:,} of the records" if self.records else "the records"
+        seen = f"A classifier that saw only the {self.of} of {records}, never the model, reaches an AUC of {found}"
+        if self.tells and self.by_lot:
+            return (
+                f"{seen}, although memberships were drawn by lot: chance, in fewer than one audit in a hundred, or "
+                "records that are tied together (duplicates). See whether it stays with another run.random_seed."
+            )
         if not self.tells:
             return f"{seen}: not measurably better than guessing, so it does not explain what {name} finds."
         if self.explains(attack):

@@ -59,7 +59,6 @@ def lira(
     on its side. A side with one model per record has no pooled variance: it takes the other side's, and if both
     have one model, both variances are 1, which ranks by the means.
     """
-    own = variance == "per_record" or (variance == "auto" and len(evidence.references) >= MANY)
     sides = _sides(evidence, mode)
     pooled = _pooled(sides) if pooled is None else pooled
     own = variance == "per_record" or (variance == "auto" and len(evidence.references) >= MANY)

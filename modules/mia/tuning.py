@@ -37,7 +37,7 @@ def rehearsed(
     totals = np.zeros(len(candidates))
     count = 0
     for rehearsal, member in evidence.rehearsals(limit):
-        rehearsal, member = _covered(rehearsal, member)
+        rehearsal, member = covered(rehearsal, member)
         if member.any() and not member.all():
             prepared = prepare(rehearsal)
             totals += [auc(score(prepared, candidate), member) for candidate in candidates]
@@ -45,7 +45,7 @@ def rehearsed(
     return candidates[int(np.argmax(totals))] if count else None
 
 
-def _covered(rehearsal: Evidence, member: Bool[Array, " N"]) -> tuple[Evidence, Bool[Array, " n"]]:
+def covered(rehearsal: Evidence, member: Bool[Array, " N"]) -> tuple[Evidence, Bool[Array, " n"]]:
     """The points that have an IN and an OUT reference in this rehearsal: of whole pairs that is all of them."""
     covered = np.asarray(rehearsal.trained_on.any(axis=0) & ~rehearsal.trained_on.all(axis=0))
     return (rehearsal, member) if covered.all() else (rehearsal.at(covered), member[covered])

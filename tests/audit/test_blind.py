@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from audit import blind
+from audit.session import Session
+from core import config
 from core.metrics import auc, cross_fitted_auc
 from core.rng import stream
-from core.types import Estimate
+from core.types import AuditData, Estimate, Plan, Records
 from modules.checks.blind import Blind, stratified_folds, surface
 from tests.worlds import naive_auc
 
@@ -135,10 +137,47 @@ def test_the_verdict_in_words(auc_, says):
 
 
 def test_images_are_averaged_over_blocks_of_any_size():
-    from core.types import AuditData, Records
+    from core.types import Records
 
     x = stream(7, "images").integers(0, 255, (3, 2, 28, 5)).astype(np.uint8)
     records = Records(x, np.zeros(3, dtype=np.int64))
-    found = blind._pixels(AuditData(records, records, 2), np.array([2, 0])).reshape(2, 2, 8, 5)
+    found = blind.pixels(records, np.array([2, 0])).reshape(2, 2, 8, 5)
     assert found[0, 1, 0, 3] == pytest.approx(x[2, 1, :4, 3].mean(), rel=1e-5)
     assert found[1].mean() == pytest.approx(x[0].mean(), rel=0.02)
+
+
+def by_lot(tmp_path, drawn=True, **audit):
+    text = f"""
+run: {{log_dir: {tmp_path}/run, num_experiments: 2}}
+data: {{dataset: digits}}
+train: {{model_name: mlp, learning_rate: 0.1, epochs: 1}}
+audit: {{algorithm: LOSS{"".join(f", {key}: {value}" for key, value in audit.items())}}}
+"""
+    draw = stream(8, "by lot")
+    member = np.array([halves(draw, 100) for _ in range(2)])
+    x = draw.standard_normal((100, 6)).astype(np.float32)
+    if not drawn:
+        x[:, 0] += 3 * member[0]
+    data = AuditData(Records(x, draw.integers(0, 3, 100)), Records(x[:0], np.empty(0, np.int64)), num_classes=3)
+    plan = Plan(member, ((), ()))
+    (tmp_path / "c.yaml").write_text(text)
+    return Session(config.load(tmp_path / "c.yaml"), data, plan, np.arange(100), np.arange(0), "", "")
+
+
+def test_it_runs_by_itself_on_the_first_target_where_lots_were_drawn(tmp_path):
+    found = [blind.told(by_lot(tmp_path), target) for target in (0, 1)]
+    assert found[0] and found[0].by_lot and not found[0].tells and found[1] is None
+    everything = [blind.told(by_lot(tmp_path, blind_baseline="true"), target) for target in (0, 1)]
+    assert all(one and not one.by_lot for one in everything)  # asked for: as full as where members were given
+    assert blind.told(by_lot(tmp_path, blind_baseline="false"), 0) is None
+    assert "Switched off" in blind.checks([], asked=False)[0].finding
+
+
+def test_lots_that_were_none_are_an_alarm_with_its_reasons(tmp_path):
+    found = blind.told(by_lot(tmp_path, drawn=False), 0)
+    assert found and found.tells and "although memberships were drawn by lot" in found.in_words("LOSS", ATTACK)
+
+
+def test_many_records_are_looked_at_by_a_sample_that_is_named():
+    found = Blind("pixels", Estimate(0.5, 0.4, 0.6), records=2000, by_lot=True)
+    assert "only the pixels of 2,000 of the records, never the model" in found.in_words("LOSS", ATTACK)

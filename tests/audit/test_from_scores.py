@@ -54,7 +54,7 @@ def test_losses_and_scores_are_both_turned_the_right_way(world, tmp_path, capsys
     assert arrays["score/auc"] == auc(world["score"], world["member"]) > 0.7
     assert arrays["ids"].tolist() == world["ids"]
     lines = (tmp_path / "run/report/exp/records_0.csv").read_text().splitlines()
-    assert lines[0] == "index,id,site,membership,loss,score" and len(lines) == N + 1
+    assert lines[0] == "index,id,site,membership,loss,score,list_p_value,named" and len(lines) == N + 1
     page = (tmp_path / "run/report/index.html").read_text()
     assert "How they were made is not known to this tool" in page and "Each model trained on half" not in page
     assert "loss" in capsys.readouterr().out
@@ -145,7 +145,11 @@ def test_missing_scores_are_counted(world, tmp_path, capsys):
 def test_check_says_what_is_there_and_writes_nothing(world, tmp_path, capsys):
     assert main.main(["--cf", str(write(tmp_path, target="model")), "--check"]) == 0
     said = capsys.readouterr().out
-    assert "target    A" in said and "members" in said and "lack signals" in said
+    assert (
+        "target    A" in said
+        and "members" in said
+        and "LiRA           lacks signals of the target and reference models" in said
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -154,3 +158,59 @@ def test_other_audits_need_more_than_scores(world, tmp_path):
     path.write_text(path.read_text().rstrip("}\n") + '},\n"duci": {}\n}')
     with pytest.raises(UserError, match=r"duci: works with audit\.source: .*train.*, and here it is scores"):
         config_.load(path)
+
+
+def summary_of(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "run/report/summary.json").read_text())
+
+
+def test_the_checks_of_the_audit_are_run_and_those_that_cannot_be_are_named(world, tmp_path):
+    assert main.main(["--cf", str(write(tmp_path, groups=["site"]))]) == 0
+    found = {check["name"]: check["status"] for check in summary_of(tmp_path)["checks"]}
+    assert next(iter(found)) == "blind baseline"
+    fine = {name for name, status in found.items() if status == "fine"}
+    assert fine == {"blind baseline", "null test", "resolution", "number of analyses"}
+    assert {name for name, status in found.items() if status == "untested"} == {
+        "reference fidelity", "members were fitted", "copies of members",
+    }  # fmt: skip
+
+
+def test_a_column_that_gives_the_members_away_is_noticed(world, tmp_path):
+    path = tmp_path / "s.csv"
+    lines = path.read_text().splitlines()
+    told = [line if n == 0 else f"{line[:-1]}{int(line.split(',')[1])}" for n, line in enumerate(lines)]
+    path.write_text("\n".join(told))  # the site is 1 for members and 0 for others
+    assert main.main(["--cf", str(write(tmp_path, groups=["site"]))]) == 0
+    (check,) = [check for check in summary_of(tmp_path)["checks"] if check["name"] == "blind baseline"]
+    assert (
+        check["status"] == "look" and "columns (site)" in check["finding"] and "blind baseline explains" in str(check)
+    )
+
+
+def test_the_risk_of_each_row_is_that_under_the_first_score(world, tmp_path):
+    assert main.main(["--cf", str(write(tmp_path, id="who", target="model", groups=["site"]))]) == 0
+    rows = [line.split(",") for line in (tmp_path / "run/report/records.csv").read_text().splitlines()]
+    assert rows[0] == ["index", "id", "exposure", "member_in", "found_in", "accused_in"]
+    member, loss = world["member"], world["loss"]
+    for n in range(0, N, 7):
+        others = loss[n % 2 :: 2][~member[n % 2 :: 2]]  # the non-members of the same target
+        below = np.mean(-others < -loss[n]) + np.mean(others == loss[n]) / 2
+        assert rows[n + 1][1] == world["ids"][n] and int(rows[n + 1][3]) == member[n]
+        assert not member[n] or float(rows[n + 1][2]) == pytest.approx(below)
+    groups = (tmp_path / "run/report/groups.csv").read_text().splitlines()
+    assert sorted(line.split(",")[:2] for line in groups[1:]) == [["site", str(k)] for k in range(3)]
+    assert sum(int(line.split(",")[2]) for line in groups[1:]) == member.sum()
+    named = [summary_of(tmp_path)["named_members"]["by_target"][t] for t in ("0", "1")]
+    assert all(one["false"] <= 0.3 * one["named"] and one["named"] > 20 for one in named)
+
+
+def test_groups_that_only_one_target_has_are_judged_on_that_target():
+    from audit.risk import group_rows
+    from tests.audit.fixtures import audit_result
+
+    targets = audit_result(targets=2, points=200).targets
+    columns = [np.arange(200) % 2, np.arange(200) % 3]
+    rows = {row.group: row for row in group_rows(targets, 0, columns)}
+    assert set(rows) == {0, 1, 2}
+    assert rows[2].members == int(targets[1].member[columns[1] == 2].sum())
+    assert rows[0].members == sum(int(t.member[c == 0].sum()) for t, c in zip(targets, columns, strict=True))

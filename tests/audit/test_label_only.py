@@ -1,6 +1,7 @@
 """Attacks on predicted labels in a whole run; and no attack's scores know the target's members."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,15 +9,20 @@ import pytest
 
 import main
 from audit.pipeline import prepared
-from audit.signals import evidence
+from audit.signals import Wanted, evidence
 from core.config import load
 from core.registry import ATTACKS
+from modules.mia.label_distance import signal_of
 
 ON_LABELS = [name for name in ATTACKS if not ATTACKS.fact(name, "needs_text")]
+ONLINE = {"mode": "online", "queries": 60, "directions": 5}
+BOTH = [Wanted(0, "points", signal_of(ATTACKS.bind("LabelDistance", settings))) for settings in ({}, ONLINE)]
 TINY = """\
 run: {{log_dir: {log_dir}, random_seed: 7, workers: 1}}
 data: {{dataset: {dataset}}}
-train: {{model_name: {{name: mlp, hidden: [8]}}, epochs: 2, batch_size: 32, learning_rate: 0.1, device: cpu}}
+train:
+  {{model_name: {{name: mlp, hidden: [8]}}, epochs: 2, batch_size: 32, learning_rate: 0.1, device: cpu,
+    record_losses: all}}
 audit:
   algorithm: {algorithm}
   num_ref_models: 2
@@ -37,7 +43,8 @@ def finished(tmp_path_factory):
     from audit import plots
 
     folder = tmp_path_factory.mktemp("labels")
-    path = config(folder, f"[{', '.join(ON_LABELS)}, {{name: LabelRobustness, mode: online}}]")
+    online = "{name: LabelRobustness, mode: online}, {name: LabelDistance, mode: online, queries: 60, directions: 5}"
+    path = config(folder, f"[{', '.join(ON_LABELS)}, {online}]")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "png", lambda figure: b"a picture")
         patch.setattr(plots, "svg", lambda figure, name, about: "<svg></svg>")
@@ -62,6 +69,39 @@ def test_labels_are_hard_counted_and_found_again(finished, caplog):
 
     assert not missing_signals(prepared(load(finished)))
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+
+
+def test_distances_keep_their_budget_and_only_who_compares_asks_the_references(finished):
+    folder = finished.parent / "run/signals"
+    of = {dict(s.signal.options)["queries"]: sorted(folder.glob(f"points_*/model_*.{s.signal.name}.npy")) for s in BOTH}
+    assert [len(of[queries]) for queries in (500, 60)] == [1, 5]  # the target alone, and with its references
+    for queries, files in of.items():
+        for path in files:
+            found = np.load(path)
+            facts = json.loads(path.with_name(f"{path.name}.stamp.json").read_text())["facts"]
+            assert found.shape == (1, 120) and found.dtype == np.float32 and (found >= 0).all()
+            assert facts["most labels of one record"] <= queries
+            assert facts["labels asked for"] <= 120 * queries + 60  # and one of each of the population
+    right = np.load(folder.glob("points_*/model_0.label.npy").__next__())
+    assert np.array_equal(np.load(of[500][0]) > 0, right > 0)  # 0 of records labelled wrongly, and of no others
+
+
+def test_the_report_says_what_was_asked(finished):
+    page = (finished.parent / "run/report/index.html").read_text()
+    assert "120 labels of the target, at most 1 about one record" in page  # LabelGap
+    assert "3,720 labels of the target, at most 31 about one record" in page
+    assert "14,880 of 4 references" in page  # LabelRobustness, online
+    assert re.search(r"at most [45]\d about one record; [\d,]+ of 4 references", page)  # LabelDistance, online
+
+
+def test_a_distance_that_no_reference_was_asked_for_gives_no_p_value_of_its_own(finished):
+    from audit.risk import _rehearsed
+    from core.config import Call
+
+    seen, _ = _seen(finished)
+    alone, online = (Call("LabelDistance", ATTACKS.bind("LabelDistance", settings)) for settings in ({}, ONLINE))
+    assert _rehearsed(alone, seen) is None
+    assert _rehearsed(online, seen) is not None
 
 
 def test_the_gap_of_labels_is_the_gap_of_accuracies(finished):
@@ -110,12 +150,16 @@ def test_images_are_asked_about_as_moved_copies(tmp_path, monkeypatch):
         ("[{name: LabelRobustness, translate: 0, rotate: 0}]", "digits", "leave one copy"),
         ("[{name: LabelRobustness, levels: []}]", "digits", "levels"),
         ("[{name: LabelRobustness, levels: [2]}]", "digits", "levels"),
+        ("[{name: LabelDistance, queries: 30}]", "digits", "queries 30 is too few for 64 values"),
+        ("[LabelDistance]", "docstrings", "texts have none"),
     ],
 )
 def test_what_cannot_be_asked_is_said_before_anything_is_trained(tmp_path, capsys, algorithm, dataset, said):
     path = config(tmp_path, algorithm, dataset)
     if dataset == "docstrings":
-        path.write_text(path.read_text().replace("{name: mlp, hidden: [8]}", "gpt2_tiny"))
+        path.write_text(
+            path.read_text().replace("{name: mlp, hidden: [8]}", "gpt2_tiny").replace(",\n    record_losses: all", "")
+        )
     assert main.main(["--cf", str(path), "--check"]) == 2
     error = capsys.readouterr().err
     assert said in error and "tiny.yaml:" in error

@@ -105,6 +105,21 @@ def test_a_records_own_p_values_are_uniform_for_non_members_and_small_for_member
     assert np.mean(leaky <= 0.2) > 0.6
 
 
+def test_the_list_goes_by_each_records_own_null_and_its_promise_is_kept(tmp_path):
+    session, targets, evidence = world(tmp_path, exposed_class=1)
+    risk = assess(session, targets, evidence)
+    for one, target in zip(risk.targets, targets, strict=True):
+        p = one.record_fpr[~target.member]
+        assert abs(np.mean(p <= 0.1) - 0.1) < 4 * np.sqrt(0.1 * 0.9 / len(p))
+        assert np.mean(one.record_fpr[target.member & (np.arange(N) % 3 == 1)] <= 0.05) > 0.5
+        assert one.trial and one.by_record == (one.trial.calibrated_tpr >= one.trial.raw_tpr)
+    assert 0.002 < risk.realised_fpr < 0.03
+    lies = tuple(TargetResult(t.target, ~t.member, t.attacks) for t in targets)
+    assert [one.by_record for one in assess(session, lies, evidence).targets] == [o.by_record for o in risk.targets]
+    false = [one.named.false_share for one in risk.targets if len(one.named.indices)]
+    assert not false or np.mean(false) < 0.3
+
+
 def test_too_few_references_to_rehearse_leave_p_values_out(tmp_path):
     session, targets, evidence = world(tmp_path)
 
@@ -118,7 +133,7 @@ def test_too_few_references_to_rehearse_leave_p_values_out(tmp_path):
         )
 
     risk = assess(session, targets, few)
-    assert risk.targets[0].p_values is None
+    assert risk.targets[0].p_values is None and risk.targets[0].record_fpr is None and risk.realised_fpr is None
     assert risk.order == 0 and "too few references" in risk.chosen
 
 

@@ -72,7 +72,7 @@ def test_the_stack_is_in_no_stamp_and_the_arithmetic_is_recorded(session):
 
 def test_a_stack_is_resumed_with_the_models_that_are_missing(session):
     before = trained(session())
-    assert len(training.stacks_of(session("run.workers=1"), [0, 2, 3], CPU)) == 1
+    assert len(training.stacks_of(session("run.workers=1"), [0, 2, 3])) == 1
     for name in ("model_3.safetensors", "model_4.safetensors.stamp.json"):
         (session().folder / "models" / name).unlink()
     assert training.missing_models(session()) == [3, 4]
@@ -145,7 +145,7 @@ def test_a_mistake_of_ours_is_not_taken_for_a_failed_model(session, monkeypatch)
 def test_stacks_keep_every_worker_busy_and_are_no_wider_than_the_trainer_says(session):
     for workers, stack, count, sizes in [(2, "auto", 18, [9, 9]), (1, 4, 10, [4, 3, 3]), (3, 2, 7, [2, 1, 1, 1, 1, 1])]:
         here = session(f"run.workers={workers}", f"train.stack={stack}")
-        stacks = training.stacks_of(here, list(range(count)), CPU)
+        stacks = training.stacks_of(here, list(range(count)))
         assert [len(part) for part in stacks] == sizes
         assert [model for part in stacks for model in part] == list(range(count))
 
@@ -155,3 +155,56 @@ def test_the_metadata_name_the_settings_and_the_weights(session):
     trained(here)
     entry = json.loads((here.folder / "models/models_metadata.json").read_text())["0"]
     assert entry["sha256"] == rundir.digest(Path(here.folder / "models/model_0.safetensors").read_bytes())
+
+
+def asked(session):
+    from audit.signals import compute_missing
+
+    compute_missing(session, CPU)
+    return {p.relative_to(session.folder): p.read_bytes() for p in session.folder.glob("signals/**/*.npy")}
+
+
+def test_bfloat16_signals_are_other_files_for_the_same_models_and_say_how_they_were_asked(session):
+    trained(session())
+    exact = asked(session())
+    near = asked(session("audit.precision=bfloat16"))
+    added = set(near) - set(exact)
+    assert len(added) == len(exact) and all(near[name] == exact[name] for name in exact)
+    for name in added:
+        stamp = rundir.read_stamp(session().folder / name)
+        assert stamp["facts"]["precision"] == "bfloat16" and 0 < stamp["facts"]["bfloat16 apart, of 1 + |s|"] <= 0.1
+    assert not {near[name] for name in added} & set(exact.values())
+    assert asked(session("audit.precision=bfloat16", "run.workers=2")) == near
+
+
+def test_a_model_whose_log_odds_bfloat16_moves_is_asked_in_float32_and_the_log_says_so(session, monkeypatch, caplog):
+    from trainers import evaluate
+
+    trained(session())
+    exact = asked(session())
+    monkeypatch.setattr(evaluate, "TOLERANCE", 0.0)
+    both = asked(session("audit.precision=bfloat16"))
+    assert sorted(both.values()) == sorted([*exact.values(), *exact.values()])
+    assert caplog.text.count("more than 0: asked in float32") == 5
+
+
+def test_what_a_process_frees_is_its_own(monkeypatch):
+    """A step's activations, freed and taken again, cost no new pages: in a process of its own, where it is set."""
+    import subprocess
+    import sys
+
+    code = """
+import resource, torch
+from audit.workers import keep_memory
+keep_memory()
+def step():
+    kept = [torch.ones(1 << 20) for _ in range(20)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("glibc only")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2000  # of the 20,480 pages of a step

@@ -55,3 +55,15 @@ def test_the_last_line_is_json_with_the_promised_keys():
     assert {"device", "versions", "rows"} <= line.keys()
     assert line["rows"][0]["name"] == "sum" and line["rows"][0]["floor"] == 1.0
     assert line["rows"][0]["ratio"] > 0
+
+
+def test_a_table_for_documents_is_made_of_the_last_line():
+    from benchmarks.side_by_side import markdown
+
+    rows = [
+        side_by_side(name, lambda: sum(range(10)), lambda: sum(range(5000)), rounds=2, floor=floor)
+        for name, floor in (("met", 1.0), ("not met", 1e9), ("not asked", None))
+    ]
+    first, _, _, _, met, missed, unasked = markdown(json.loads(last_line(rows, "numpy"))).splitlines()
+    assert "numpy" in first and "| 1x |" in met and "1e+09x: missed |" in missed and unasked.endswith("|  |")
+    assert met.startswith("| met | ") and f"**{rows[0].ratio:.2g}x**" in met

@@ -42,6 +42,10 @@ def naive(z, y, signal):
         p = softmax(row[None])[0]
         if signal.kind == "log_odds":
             scores.append(np.log(p[label] / sum(p[j] for j in range(len(p)) if j != label)))
+        elif signal.kind == "entropy":
+            scores.append(-np.log(-sum(q * np.log(q) for q in p)))
+        elif signal.kind == "hinge":
+            scores.append(row[label] - max(v for j, v in enumerate(row) if j != label))
         else:
             rest = sum(p[i] * np.log(1 - p[i]) for i in range(len(p)) if i != label)
             scores.append(-np.log(-(1 - p[label]) * np.log(p[label]) - rest))
@@ -59,6 +63,8 @@ def naive(z, y, signal):
         Signal("taylor", order=10),
         ENTROPY,
         Signal("modified_entropy", temperature=3.0),
+        Signal("entropy"),
+        Signal("hinge", temperature=2.0),
     ],
     ids=lambda signal: signal.name,
 )
@@ -107,7 +113,9 @@ def test_log_odds_do_not_saturate():
     np.testing.assert_allclose(column(z, np.full(6, 7), LOG_ODDS), margins - np.log(999), rtol=1e-6)
 
 
-@pytest.mark.parametrize("signal", [LOG_ODDS, ENTROPY, Signal("taylor", margin=0.6, order=4)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "signal", [LOG_ODDS, ENTROPY, Signal("taylor", margin=0.6, order=4), Signal("entropy")], ids=lambda s: s.name
+)
 def test_extreme_logits_give_finite_signals(signal):
     z = np.array(
         [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [1e4, 1e4, -1e4], [-1e4, -1e4, -1e4], [0.0, 0.0, 0.0]], np.float32
@@ -282,3 +290,80 @@ def test_signals_are_columns_of_signal_by_query_by_point(model, data):
         for q in range(2):
             np.testing.assert_allclose(found[s, q], column(z[q], y, signal), rtol=1e-4, atol=1e-6)
     assert signals(model, data, index[:0], wanted=[LOG_ODDS]).shape == (1, 1, 0)
+
+
+def perceptron(seed=0, features=40, widths=(48, 5)):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        first, last = widths
+        return torch.nn.Sequential(torch.nn.Linear(features, first), torch.nn.Tanh(), torch.nn.Linear(first, last))
+
+
+def convnet():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nn = torch.nn
+        return nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+
+
+def features(n=300):
+    rng = stream(0, "features")
+    return Resident.of(
+        Records(rng.standard_normal((n, 40)).astype(np.float32), rng.integers(0, 5, n)), (0.0,), (1.0,), "cpu"
+    )
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_perceptron_answers_as_its_module_does_whichever_product_it_takes(precision, onednn, monkeypatch):
+    from trainers import evaluate
+
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("no oneDNN")
+    monkeypatch.setattr(evaluate, "has_onednn", lambda dtype: onednn)
+    model, data = perceptron(), features()
+    found = torch.cat([z[0] for _, z in logits(model, data, batch_size=70, precision=precision)])
+    expected = model(data.x).detach()
+    tolerance = 1e-5 if precision == "float32" else 0.02
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert precision == "float32" or not torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("make", [perceptron, convnet])
+def test_bfloat16_answers_are_near_and_the_last_layer_stays_exact(make, data):
+    from trainers.evaluate import TOLERANCE, precision_for
+
+    model, asked = make(), features() if make is perceptron else data
+    exact, near = (signals(model, asked, wanted=[LOG_ODDS], precision=p)[0, 0] for p in ("float32", "bfloat16"))
+    apart = (np.abs(near - exact) / (1 + np.abs(exact))).max()
+    assert 0 < apart < TOLERANCE
+    chosen, found = precision_for(model, asked, "bfloat16")
+    assert chosen == "bfloat16" and 0 < found <= apart * 1.5
+    assert "forward" not in model[-1].__dict__  # nothing is left of what shadowed it
+    # Logits of the size 1000: rounded to bfloat16 they would be up to 4 apart.
+    with torch.no_grad():
+        model[-1].bias += 1000.0
+    z = torch.cat([z[0] for _, z in logits(model, asked, precision="bfloat16")])
+    assert (z.bfloat16() != z).any()
+
+
+def test_a_model_that_bfloat16_answers_wrongly_for_is_asked_in_float32():
+    from trainers.evaluate import precision_for
+
+    model, asked = perceptron(), features()
+    with torch.no_grad():  # hidden units that differ by less than bfloat16's steps, and that is all the last layer sees
+        model[0].weight *= 1e-3
+        model[0].bias.fill_(0.5)
+        model[2].weight *= 1e4
+        model[2].weight -= model[2].weight.mean(dim=1, keepdim=True)
+    assert precision_for(model, asked, "float32") == ("float32", 0.0)
+    chosen, apart = precision_for(model, asked, "bfloat16")
+    assert chosen == "float32" and apart > 0.1
+
+
+def test_queries_of_images_are_asked_in_bfloat16_too(data):
+    model = convnet()
+    exact, near = (signals(model, data, wanted=[LOG_ODDS], queries=2, precision=p)[0] for p in ("float32", "bfloat16"))
+    assert exact.shape == near.shape == (2, 30) and not np.array_equal(exact, near)
+    np.testing.assert_allclose(exact, near, atol=0.05)

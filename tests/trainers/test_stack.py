@@ -89,10 +89,54 @@ def shapes(count):
         yield widths, int(rng.integers(1, 70)), int(rng.integers(20, 150)), int(rng.integers(2, 9))
 
 
+def all_by_onednn(monkeypatch):
+    """Every float32 product is oneDNN's, also where it would not be the faster one."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(stacks, "LARGE", 0)
+    monkeypatch.setattr(stacks, "has_onednn", lambda dtype: True)
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_products_of_onednn_learn_what_mkls_do(activation, monkeypatch):
+    widths, data = (10, 24, 17, 3), resident(120, 10, 3)
+    members = [stream(k, "m").permutation(120) < 60 for k in range(3)]
+
+    def trained():
+        models = [perceptron(widths, k, activation, dropout=0.2) for k in range(3)]
+        return train(models, data, members, [stream(k, "train") for k in range(3)], clip_norm=1.0)
+
+    monkeypatch.setattr(stacks, "has_onednn", lambda dtype: False)
+    expected = trained()
+    all_by_onednn(monkeypatch)
+    for a, b in zip(trained(), expected, strict=True):
+        torch.testing.assert_close(weights(a), weights(b), rtol=1e-3, atol=2e-5)
+
+
+def test_onednn_is_taken_for_large_products_and_not_for_small_ones(monkeypatch):
+    taken = []
+    all_by_onednn(monkeypatch)
+    monkeypatch.setattr(stacks, "LARGE", 16 * 32 * 48)
+    monkeypatch.setattr(stacks, "by_onednn", lambda *given: taken.append(1) or torch.nn.functional.linear(*given[:3]))
+    for hidden, count in [(48, 2), (32, 0)]:
+        taken.clear()
+        stack = stacks.Stack(
+            [perceptron((32, hidden, 3), k) for k in range(2)],
+            stacks.layers_of(perceptron((32, hidden, 3))),
+            torch.device("cpu"),
+            torch.float32,
+        )
+        stack.forward(torch.zeros(2, 16, 32), None)
+        assert len(taken) == count
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_models_bits_know_neither_its_neighbours_nor_its_place_whatever_the_shape(precision):
+@pytest.mark.parametrize("precision", ["float32", "float32 by oneDNN", "bfloat16"])
+def test_a_models_bits_know_neither_its_neighbours_nor_its_place_whatever_the_shape(precision, monkeypatch):
     """40 shapes of networks, batches, pools and stacks: model 0 alone, last in one stack, within another."""
+    if precision.endswith("oneDNN"):
+        all_by_onednn(monkeypatch)
+    precision = precision.partition(" ")[0]
     ways = list(WAYS.values())
     for number, (widths, batch_size, n, size) in enumerate(shapes(40)):
         data = resident(n, widths[0], widths[-1], number)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.stats import norm
 
 import modules.mia  # noqa: F401  (fills the registry)
@@ -12,7 +13,7 @@ from core.rng import stream
 from core.types import Evidence
 from modules.mia.label_robustness import signal_of
 from tests.modules.mia.test_every_attack import attacked
-from tests.worlds import auc_error, gaussian_world, loss_auc, naive_auc
+from tests.worlds import auc_error, difference_auc, gaussian_world, loss_auc, naive_auc
 
 
 @pytest.mark.parametrize(("shift", "tau"), [(0.5, 0.0), (1.0, 1.0), (3.0, 0.5)])
@@ -30,6 +31,29 @@ def test_many_copies_on_a_linear_model_rank_as_the_loss_does():
     evidence, member = gaussian_world(2, 8000, 1, shift=1.5)
     found = naive_auc(attacked("LabelRobustness", {}, evidence), member)
     assert found == pytest.approx(loss_auc(1.5, 1.0), abs=0.01 + 3 * auc_error(member))
+
+
+@pytest.mark.parametrize(("shift", "tau"), [(0.5, 0.0), (1.0, 1.0), (3.0, 0.5)])
+def test_the_distance_attack_has_its_closed_form_auc(shift, tau):
+    """The loss's, but for records that are labelled wrongly: all of them tie at distance 0."""
+    evidence, member = gaussian_world(5, 20_000, 1, shift=shift, tau=tau)
+    sd = np.hypot(1, tau)
+    above = quad(lambda s: norm.pdf(s, shift, sd) * norm.cdf(s, 0, sd), 0, 30)[0]
+    expected = above + norm.cdf(-shift / sd) * 0.5 / 2
+    found = naive_auc(attacked("LabelDistance", {}, evidence), member)
+    assert found == pytest.approx(expected, abs=3 * auc_error(member))
+
+
+def test_distances_compared_with_references_cancel_what_is_far_for_every_model():
+    """Of records that are all labelled rightly it is LiRA on margins."""
+    evidence, member = gaussian_world(6, 4000, 8, shift=1.0, tau=2.0)
+    far = replace(evidence, target=evidence.target + 20, references=evidence.references + 20)
+    alone, offline = (naive_auc(attacked("LabelDistance", {"mode": m}, far), member) for m in ("alone", "offline"))
+    assert alone == pytest.approx(loss_auc(1.0, 2.0), abs=0.02)
+    assert offline == pytest.approx(difference_auc(1.0, 8), abs=0.02)
+    np.testing.assert_allclose(
+        attacked("LabelDistance", {"mode": "online"}, far), ATTACKS["LiRA"](far, mode="online"), rtol=1e-9
+    )
 
 
 def labels(seed: int, copies: int = 5, records: int = 40, pairs: int = 3) -> Evidence:

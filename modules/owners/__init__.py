@@ -1,0 +1,1 @@
+"""Did the model train on the records of this owner? From scores of records to scores of owners."""
