@@ -12,8 +12,8 @@ from trainers import graphs
 from trainers.loop import precision_of
 from trainers.stack import layers_of
 
-# Measured: python -m benchmarks.training --widths, documentation/benchmarks.md. Small networks are bound by dispatch and
-# gain from every further model; of larger ones 16 are about as fast as more, in less memory. On a GPU: a guess.
+# Measured: python -m benchmarks.training --widths, documentation/benchmarks.md. Small networks are bound by dispatch
+# and gain from every further model; of larger ones 16 are about as fast as more, in less memory. On a GPU: a guess.
 SMALL = 16_384  # weights
 MOST = {"cpu": (64, 16), "cuda": (256, 256)}  # of networks with at most SMALL weights, and of larger ones
 
