@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from audit.given import ASKS
 from audit.session import Session
-from core.config import Call
+from audit.trace_signals import recorded
+from core.config import Call, min_pairs
 from core.registry import ATTACKS
 
 
@@ -39,7 +40,11 @@ def lacks(session: Session, call: Call) -> list[Lack]:
         found.append(Lack("class labels"))
     if fact("needs_population") and not len(session.population):
         found.append(Lack("population points"))
-    if (signals := fact("signals")) and session.given and not all(map(session.given.has, signals(call.settings))):
+    signals = fact("signals")
+    traced = signals and any(signal.kind == "trace" for signal in signals(call.settings))
+    if traced and not session.given and not recorded(session):
+        found.append(Lack("log-odds recorded in training (train.record_losses: all)"))
+    if signals and session.given and not all(map(session.given.has, signals(call.settings))):
         missing = [signal for signal in signals(call.settings) if not session.given.has(signal)]
         names = ", ".join(signal.name for signal in missing)
         asks = next((ASKS[signal.kind] for signal in missing if signal.kind in ASKS), None)
@@ -48,6 +53,9 @@ def lacks(session: Session, call: Call) -> list[Lack]:
     if fact("needs_references"):
         sides = ["OUT", "IN"] if needs_in(call) else ["OUT"]
         found += filter(None, (_references(session, side) for side in sides))
+        there, pairs = session.plan.reference_pairs, min_pairs(call)
+        if pairs > max(there, 1):  # less than one shows in the points
+            found.append(Lack(f"references of {pairs} different memberships to rehearse on; there are {there}"))
     return found
 
 

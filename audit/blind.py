@@ -34,13 +34,23 @@ def told(session: Session, target: int) -> Blind | None:
         return None
     member = session.plan.member[target, session.points]
     draw = session.stream("blind baseline", target)
-    rows, quick = np.arange(len(member)), by_lot and not asked
+    rows, quick = _independent(session, draw), by_lot and not asked
     if quick and len(rows) > QUICK:
         rows = np.sort(draw.choice(rows, QUICK, replace=False))
     seen = views(session, session.points[rows])
     if quick:  # lots leave nothing that needs more than a line to be seen
         seen = {of: (x, _bag_classifier if of == WORDS_OF_TEXTS else _linear) for of, (x, _) in list(seen.items())[:1]}
     return of_views(seen, member[rows], draw, by_lot=quick, all_records=len(member))
+
+
+def _independent(session: Session, draw: np.random.Generator) -> np.ndarray:
+    """The audited records; where owners are in or out as a whole, one of each: another of them would give it away."""
+    column = session.config.data.owner if session.config.data else None
+    if column is None or column not in session.data.pool.groups:
+        return np.arange(len(session.points))
+    order = draw.permutation(len(session.points))
+    owner = np.asarray(session.data.pool.groups[column])[session.points[order]]
+    return np.sort(order[np.unique(owner, return_index=True)[1]])
 
 
 def of_views(

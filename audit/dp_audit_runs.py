@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from numpy import ndarray as Array
 
 from audit import training
 from audit.dp_audit_canaries import ADVERSARIAL, canaries_of, is_made
+from audit.engines import run_units
 from audit.results import More
 from audit.session import Session, device_of
 from audit.signals import compute_missing, evidence
+from audit.workers import Lost
 from core import rundir
 from core.config import Call
 from core.errors import UserError
@@ -150,7 +153,7 @@ def models_of(session: Session, arm: Arm, count: int) -> list[More]:
     runs, what = session.config.run.num_experiments, f"{arm.training} with {arm.kind} canaries"
     if arm.kind in GRADIENTS:
         here = replace(session, name=f"dp_audit/{arm.name}")
-        done = sum(rundir.is_made(*_scores(here, arm, t, _coins(here, t, count))) for t in range(runs))
+        done = sum(_is_made(here, arm, t, count) for t in range(runs))
         return [More(what, runs, runs - done, keeps_weights=False, signals=count)]
     if arm.kind == ADVERSARIAL and not is_made(session, count):  # the canaries themselves need a model first
         return [More(what, runs + arm.references + 1, runs + arm.references + 1, signals=count)]
@@ -164,23 +167,41 @@ def models_of(session: Session, arm: Arm, count: int) -> list[More]:
 
 def white_box(session: Session, arm: Arm, count: int) -> list[Run]:
     """Train each target with DP-SGD on the pool and on gradient canaries, and keep what its releases said of them."""
-    from trainers.resident import Resident
-
-    here = replace(session, name=f"dp_audit/{arm.name}")
-    device, data = device_of(session.config, "train"), session.data
-    pool = Resident.of(data.pool, data.mean, data.std, device)
-    population = Resident.of(data.population, data.mean, data.std, device)
-    runs = []
-    for t in progress(list(range(session.config.run.num_experiments)), f"training with {arm.kind} canaries"):
+    here, runs = replace(session, name=f"dp_audit/{arm.name}"), []
+    numbers = [t for t in range(session.config.run.num_experiments) if not _is_made(here, arm, t, count)]
+    what = f"training with {arm.kind} canaries"
+    units = run_units(here, numbers, partial(_trainer, arm, count), "train", what=what)
+    if lost := {t: answer.reason for t, answer in progress(units, what, len(numbers)) if isinstance(answer, Lost)}:
+        reasons = "; ".join(f"model {t}: {why}" for t, why in sorted(lost.items()))
+        raise UserError(f"{len(lost)} models with {arm.kind} canaries could not be trained: {reasons}")
+    for t in range(session.config.run.num_experiments):
         member = _coins(here, t, count)
-        path, stamp = _scores(here, arm, t, member)
-        if not rundir.is_made(path, stamp):
-            scores, facts = _trained(here, arm, t, member, pool, population)
-            rundir.make(path, stamp, lambda file, scores=scores: np.save(file, scores, allow_pickle=False), **facts)
+        path, _ = _scores(here, arm, t, member)
         made = rundir.read_stamp(path)
         assert made is not None
         runs.append(Run(np.load(path, allow_pickle=False), member, made["facts"]))
     return runs
+
+
+def _is_made(here: Session, arm: Arm, t: int, count: int) -> bool:
+    return rundir.is_made(*_scores(here, arm, t, _coins(here, t, count)))
+
+
+def _trainer(arm: Arm, count: int, here: Session, device: torch.device) -> Callable[[int], None]:
+    """What trains model t of an arm, and writes its scores."""
+    from trainers.resident import Resident
+
+    data = here.data
+    pool = Resident.of(data.pool, data.mean, data.std, device)
+    population = Resident.of(data.population, data.mean, data.std, device)
+
+    def train(t: int) -> None:
+        member = _coins(here, t, count)
+        path, stamp = _scores(here, arm, t, member)
+        scores, facts = _trained(here, arm, t, member, pool, population)
+        rundir.make(path, stamp, lambda file: np.save(file, scores, allow_pickle=False), **facts)
+
+    return train
 
 
 def _coins(here: Session, t: int, count: int) -> Bool[Array, " m"]:

@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from numpy import ndarray as Array
 
 from audit import hub_files
-from audit.available import lacks
+from audit.available import lacks, runnable
 from audit.plan import make_plan, plan_of
 from audit.session import Brought, Session, prepare, records_digest
 from core.config import TRAINED, Call, Config, bound_model
@@ -76,11 +76,15 @@ def models(
     - std: see mean
     - anywhere: believe metadata that name files outside of the folder
     """
-    name = _guessed(config, name, weights)
-    weights = _own(name) if weights is None and folder is None else weights
+    name = hub_files.named(config, name, weights)
+    if weights is None and folder is None:
+        try:
+            weights = hub_files.own_folder(name)
+        except UserError as error:
+            raise config.error("model.name", str(error)) from None
     if (folder is None) == (weights is None):
         ways = "folder (a run's), or weights and member, or name: hf:<folder> of a language model"
-        raise config.error("model", f"say where the models are: {ways}")
+        raise config.error("model", f"give either {ways}")
     given = _of_folder(config, folder, anywhere) if folder is not None else _of_files(config, weights, member)
     config = replace(config, model=_architecture(config, name, factory, given))
     session = prepare(replace(config, origin=Call(TRAINED, {})))
@@ -103,24 +107,11 @@ def models(
         pool_digest=records_digest(data, data.pool),
         population_digest=records_digest(data, data.population),
     )
-    for call in config.attacks:
-        if missing := lacks(session, call):
-            raise config.error("audit.algorithm", f"{call.label} lacks {' and '.join(lack.what for lack in missing)}")
+    if wrong := {call.label: missing for call in config.attacks if (missing := lacks(session, call))}:
+        said = "; ".join(f"{label} lacks {' and '.join(one.what for one in of)}" for label, of in wrong.items())
+        others = ", ".join(call.name for call in runnable(session))
+        raise config.error("audit.algorithm", f"{said}. A block train: would train references; without: {others}")
     return session
-
-
-def _own(name: str | dict[str, Any] | None) -> Path | None:
-    """The folder of a language model that is to be audited as it is."""
-    written = name if isinstance(name, str) else (name or {}).get("name", "")
-    return Path(written.partition(":")[2]).expanduser() if str(written).startswith("hf:") else None
-
-
-def _guessed(config: Config, name: str | dict[str, Any] | None, weights: Any) -> str | dict[str, Any] | None:
-    """The architecture as it is written, or as a folder of weights says."""
-    if name is not None or config.model is not None or not isinstance(weights, Path) or not weights.is_dir():
-        return name
-    base = hub_files.base_of(weights) if hub_files.is_adapter(weights) else str(weights)
-    return f"hf:{base}" if base else None
 
 
 def _brought(config: Config, path: Path, told: Mapping[str, Any]) -> Brought:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ASKS = {
     "robust_label": "the models, to ask about altered records",
     "boundary": "the models, to ask about altered records",
+    "trace": "what is recorded while the models are trained",
+    "distilled": "the models, to ask about the population and to distil",
     "quantiles": "the records themselves, to learn how hard they are",
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.config import Config
 from core.errors import UserError
 from core.loading import read_bytes, read_json
 from core.rundir import digest
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Left out of an adapter's config: how its weights came about, and names of code to import. Not needed to read them.
+BESIDE = {
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode", "init_lora_weights"),
+    *("loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "peft_type", "peft_version", "revision"),
+    *("runtime_config", "task_type"),
+}
 # What a config says beside how a model computes: who wrote it, and what training and generation used.
 ASIDE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "model_type")
 
@@ -31,34 +38,60 @@ def check(path: Path) -> None:
         raise UserError(f"{path} is no model: a folder should hold config.json and model.safetensors, or {ADAPTER}")
 
 
+def own_folder(name: str | dict[str, Any] | None) -> Path | None:
+    """The folder of a language model that is to be audited as it is; one of the hub is in its cache, or fetched there.
+
+    UserError if it is nowhere.
+    """
+    written = str(name if isinstance(name, str) else (name or {}).get("name", ""))
+    kind, _, source = written.partition(":")
+    if kind not in ("hf", "gpt2"):
+        if is_adapter(Path(written)) or (Path(written) / "config.json").exists():
+            raise UserError(f"{written} is a folder: name it hf:{written}")
+        return None
+    if source and (path := Path(source).expanduser()).is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+
+    from models.pretrained import base
+
+    base(source or kind)
+    return Path(snapshot_download(source or kind, local_files_only=True))
+
+
+def named(config: Config, name: str | dict[str, Any] | None, weights: Any) -> str | dict[str, Any] | None:
+    """The architecture as it is written, or as a folder of weights says."""
+    if name is not None or config.model is not None or not isinstance(weights, Path) or not weights.is_dir():
+        return name
+    base = base_of(weights) if is_adapter(weights) else str(weights)
+    if not base:
+        raise config.error("model.name", f"missing: {weights} does not say whose adapters they are: hf:<folder of it>")
+    return f"hf:{base}"
+
+
 def base_of(path: Path) -> str | None:
     """The model that adapters were trained on, as they say."""
-    return read_json(path / ADAPTER).get("base_model_name_or_path")
+    found = _config(path).get("base_model_name_or_path")
+    return found if isinstance(found, str) else None
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    found = read_json(path / ADAPTER)
+    if not isinstance(found, dict):
+        raise UserError(f"{path / ADAPTER} is no config of adapters: it should be an object such as PEFT writes")
+    return found
 
 
 def peft_of(path: Path) -> dict[str, Any]:
     """The settings of the adapters in a folder, as `train.peft` has them. UserError for those that are read unlike."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    found = read_json(path / ADAPTER)
-    kind = str(found.get("peft_type")) if isinstance(found, dict) else ""
+    found = _config(path)
+    kind = str(found.get("peft_type"))
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise UserError(f"{path / ADAPTER}: adapters of type {kind!r} are not known to PEFT")
     known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__
     return {"type": kind.lower(), **{key: value for key, value in found.items() if key in known and key not in BESIDE}}
-
-
-# Of an adapter's config: what says how its weights came about, or names code to import. It is not needed to read them.
-BESIDE = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",
-    "eva_config",
-    "inference_mode",
-    "init_lora_weights",
-)
-BESIDE = (*BESIDE, "loftq_config", "lora_ga_config", "megatron_config", "megatron_core", "peft_type", "peft_version")
-BESIDE = (*BESIDE, "revision", "runtime_config", "task_type")
 
 
 def sha256(path: Path) -> str:
@@ -91,7 +124,7 @@ def fill(network: torch.nn.Module, path: Path, name: str) -> None:
 def _same_architecture(one: Mapping[str, Any], other: Mapping[str, Any], what: str) -> None:
     ours = lambda key: key not in ASIDE and "drop" not in key and not key.endswith("token_id")  # noqa: E731
     if one.get("model_type") != other.get("model_type"):
-        raise UserError(f"{what} is a {one.get('model_type')}, and what it is to be read as a {other['model_type']}")
+        raise UserError(f"{what} is a {one.get('model_type')}, and is to be read as a {other['model_type']}")
     if unlike := [key for key in one if key in other and ours(key) and one[key] != other[key]]:
         said = ", ".join(f"{key} {one[key]} instead of {other[key]}" for key in unlike[:3])
         raise UserError(f"{what} computes in another way: its config.json has {said}")

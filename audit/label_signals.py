@@ -58,7 +58,7 @@ def asked(session: Session, model: int, signal: Signal) -> bool:
 def of_targets_only(session: Session, signal: Signal) -> bool:
     """Whether it is a distance that no attack of the run compares with those to the references' boundaries."""
     return signal.kind == "boundary" and not any(
-        ATTACKS.fact(call.name, "asks_references", bool)(call.settings)
+        ATTACKS.fact(call.name, "asks_references", lambda settings: True)(call.settings)
         for call in session.config.attacks
         if (signals := ATTACKS.fact(call.name, "signals")) and signal in signals(call.settings)
     )

@@ -36,14 +36,15 @@ def files_of(session: Session, model: int) -> list[Path]:
     return [*config, path, rundir.stamp_of(path)]
 
 
-def build(session: Session, model: int) -> torch.nn.Module:
-    """Model number `model` before its training, on the CPU."""
+def build(session: Session, model: int | str) -> torch.nn.Module:
+    """Model number `model`, or one of that name, before its training, on the CPU."""
     import models
 
     config, data = session.config, session.data
     rng = session.stream("init", model)
     shape, classes = data.input_shape, data.num_classes
-    return models.build(config.model.name, config.model.settings, shape, classes, rng, peft_of(session, model))
+    peft = peft_of(session, model if isinstance(model, int) else None)
+    return models.build(config.model.name, config.model.settings, shape, classes, rng, peft)
 
 
 def to_files(network: torch.nn.Module, path: Path) -> tuple[dict[str, bytes], str]:

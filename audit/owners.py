@@ -73,8 +73,8 @@ def check(session: Session, **settings: Any) -> None:
             raise session.config.error(
                 "owners",
                 f"of the {len(share)} owners in {setup.column!r} model {target} trained on {int((share == 1).sum())} "
-                f"wholly and on {int((share == 0).sum())} not at all, and both are needed: an owner counts whose records "
-                "were all trained on, or none",
+                f"wholly and on {int((share == 0).sum())} not at all, and both are needed: an owner counts whose "
+                "records were all trained on, or none",
             )
 
 

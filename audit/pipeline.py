@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from audit import available, blind, engines, heat_map, label_signals, planner, quantile_signals, runtime, text_signals
+from audit import (
+    available,
+    blind,
+    engines,
+    heat_map,
+    label_signals,
+    planner,
+    quantile_signals,
+    runtime,
+    text_signals,
+    trace_signals,
+)
 from audit.checks import check_audit
 from audit.model_files import build, peft_of
 from audit.results import AttackResult, AuditResult, Check, Risk, Screening, Section, TargetResult
@@ -169,6 +180,7 @@ def _check_attacks(session: Session) -> None:
     if session.given is None:
         label_signals.check(session, signals_of(config.attacks))
         quantile_signals.check(session, signals_of(config.attacks))
+        trace_signals.check(session, signals_of(config.attacks))
     if session.data.is_text and session.given is None:
         text_signals.check(session, signals_of(config.attacks))
 

@@ -82,9 +82,7 @@ def _scaled(session: Session, rows: Sequence[dict[str, Any]], like: Path, said: 
     """How much longer a model trains here than there: in proportion to records and epochs."""
     config, row = session.config, rows[0]
     if (there := row.get("model_name")) != config.model.name:
-        raise UserError(
-            f"--like {like}: it trained {there}, and here it is {config.model.name}: name a run of the same"
-        )
+        raise UserError(f"--like {like}: it trained {there}, not {config.model.name}: name a run of the same model")
     here = float(session.plan.member[0].sum()) * config.trainer.settings.get("epochs", 1)
     then = float(row.get("num_train") or 0) * float(row.get("epochs") or 1)
     if not then:
@@ -120,7 +118,8 @@ def lines(
     """What `--check` says of time, and what will not fit. Sizes in bytes, of one model; `memory` of this process."""
     missing, of_more = missing_models(session), sum(one.to_train for one in more)
     there = [model for model in session.plan.models if model not in missing]
-    to_train, to_ask = len(missing) + of_more, len(missing) + of_more + len(missing_signals(session, there))
+    to_train = len(missing) + of_more
+    to_ask = to_train + len(missing_signals(session, there if missing else None))
     yield from _time(session, to_train, to_ask, like)
     kept = sum(one.to_train * (weights * one.keeps_weights + 4 * one.signals) for one in more)
     need = len(missing) * weights + to_ask * signals + kept

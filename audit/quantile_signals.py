@@ -134,7 +134,7 @@ class Regression:
 
 
 def _of_texts(session: Session) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts of each text, and hashed words and pairs of words in random directions: nothing is fitted to either set."""
+    """Counts of each text, and hashed words and pairs of words in random directions: nothing is fitted."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     directions = session.stream("directions of words").standard_normal((WORDS, DIRECTIONS)) / np.sqrt(DIRECTIONS)

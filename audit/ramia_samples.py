@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
+from audit.engines import run_units
 from audit.given_ranges import GivenRanges
+from audit.model_files import files_of
 from audit.session import Session
-from audit.signals import precision, settled_precision, signals_of
+from audit.signals import precision, settled_precision, settles_precision, signals_of
 from audit.training import facts, load_model
+from audit.workers import Lost
 from core import rundir
 from core.config import Call
 from core.errors import UserError
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ASKING = "querying ranges"
 BLOCK_BYTES = 2**27  # of samples in memory at a time, as float32
 
 
@@ -80,31 +85,63 @@ def samples(session: Session, setup: Setup, points: Int[Array, " n"]) -> Records
 
 def ask(session: Session, setup: Setup, device: torch.device) -> None:
     """Ask every model about every center and sample that it was not asked about; a block of ranges at a time."""
+    wanted, drawn = signals_of(session.config.attacks), _drawn(session, setup)
+    for start, stop in progress(list(blocks(session, setup)), ASKING):
+        block = Block(drawn, setup.drawn + 1, start, stop)
+        missing = {model: block.missing(session, model, wanted) for model in session.plan.models}
+        units = [(model, signals) for model, signals in missing.items() if signals]
+        if not units:
+            continue
+        asker = partial(_asker, block, samples(session, setup, session.points[start:stop]))
+        reads = lambda unit: [*files_of(session, unit[0]), *settles_precision(session, unit[0])]  # noqa: E731
+        found = run_units(session, units, asker, "audit", what=ASKING, reads=reads)
+        if lost := {model: answer.reason for (model, _), answer in found if isinstance(answer, Lost)}:
+            reasons = "; ".join(f"model {model}: {why}" for model, why in sorted(lost.items()))
+            raise UserError(f"{len(lost)} models could not be asked about ranges {start} to {stop}: {reasons}")
+        log.info("ramia: ranges %d to %d of %d asked", start, stop, len(session.points))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Ranges whose samples are asked about at a time, and where the answers are kept."""
+
+    drawn: Mapping[str, Any]  # all that decides which points are asked about
+    count: int  # points of a range: its center, and the samples
+    start: int
+    stop: int
+
+    def path(self, session: Session, model: int, signal: Signal) -> Path:
+        """Other ranges or other samples are other files: changing them in a config makes nothing stale."""
+        folder = session.folder / "signals" / f"ramia_{rundir.digest(self.drawn)[:8]}"
+        return folder / f"model_{model}.{signal.name}.{self.start}-{self.stop}.npy"
+
+    def stamp(self, session: Session, model: int, signal: Signal) -> dict[str, Any]:
+        made = {"model weights (sha256)": facts(session, model)["sha256"], **self.drawn}
+        return {**made, "signal": signal.name, "ranges": [self.start, self.stop]}
+
+    def missing(self, session: Session, model: int, wanted: Sequence[Signal]) -> list[Signal]:
+        """Those of the signals that this model was not asked for."""
+        made = lambda signal: rundir.is_made(self.path(session, model, signal), self.stamp(session, model, signal))  # noqa: E731
+        return [signal for signal in wanted if not made(signal)]
+
+
+def _asker(block: Block, records: Records, session: Session, device: torch.device) -> Callable[[Any], None]:
     from trainers.resident import Resident
 
-    wanted = signals_of(session.config.attacks)
-    for start, stop in progress(list(blocks(session, setup)), "querying ranges"):
-        missing = {
-            model: [signal for signal in wanted if not _is_made(session, setup, model, signal, start, stop)]
-            for model in session.plan.models
-        }
-        if not any(missing.values()):
-            continue
-        points = session.points[start:stop]
-        records, count = samples(session, setup, points), setup.drawn + 1
-        resident = Resident.of(records, session.data.mean, session.data.std, device)
-        audit = session.config.audit
-        for model in (model for model in session.plan.models if missing[model]):
-            network = load_model(session, model, device)
-            asked = _asked(session, model, network, resident, missing[model])
-            for signal, column in zip(missing[model], asked, strict=True):
-                if not np.isfinite(column).all():
-                    raise UserError(f"model {model} gives non-finite signals ({signal.name}) on samples of ranges")
-                table = column.reshape(audit.queries, len(points), count)
-                path = _path(session, setup, model, signal, start, stop)
-                write = lambda file, table=table: np.lib.format.write_array(file, table, allow_pickle=False)  # noqa: E731
-                rundir.make(path, _stamp(session, setup, model, signal, start, stop), write)
-        log.info("ramia: ranges %d to %d of %d asked", start, stop, len(session.points))
+    resident = Resident.of(records, session.data.mean, session.data.std, device)
+    return partial(_ask, session, block, resident, device)
+
+
+def _ask(session: Session, block: Block, resident: Any, device: torch.device, unit: tuple[int, list[Signal]]) -> None:
+    """Ask a model for its signals of a block, and write them."""
+    model, signals = unit
+    network = load_model(session, model, device)
+    for signal, column in zip(signals, _asked(session, model, network, resident, signals), strict=True):
+        if not np.isfinite(column).all():
+            raise UserError(f"model {model} gives non-finite signals ({signal.name}) on samples of ranges")
+        table = column.reshape(session.config.audit.queries, block.stop - block.start, block.count)
+        write = lambda file, table=table: np.lib.format.write_array(file, table, allow_pickle=False)  # noqa: E731
+        rundir.make(block.path(session, model, signal), block.stamp(session, model, signal), write)
 
 
 def _asked(
@@ -146,32 +183,17 @@ def _drawn(session: Session, setup: Setup) -> dict[str, Any]:
     }
 
 
-def _path(session: Session, setup: Setup, model: int, signal: Signal, start: int, stop: int) -> Path:
-    """Other ranges or other samples are other files: changing them in a config makes nothing stale."""
-    folder = session.folder / "signals" / f"ramia_{rundir.digest(_drawn(session, setup))[:8]}"
-    return folder / f"model_{model}.{signal.name}.{start}-{stop}.npy"
-
-
-def _stamp(session: Session, setup: Setup, model: int, signal: Signal, start: int, stop: int) -> dict[str, Any]:
-    made = {"model weights (sha256)": facts(session, model)["sha256"], **_drawn(session, setup)}
-    return {**made, "signal": signal.name, "ranges": [start, stop]}
-
-
-def _is_made(session: Session, setup: Setup, model: int, signal: Signal, start: int, stop: int) -> bool:
-    stamp = _stamp(session, setup, model, signal, start, stop)
-    return rundir.is_made(_path(session, setup, model, signal, start, stop), stamp)
-
-
 def read(
     session: Session, setup: Setup, model: int, signal: Signal, ranges: Int[Array, " n"], columns: slice
 ) -> Float[Array, "Q n c"]:
     """What a model said of these columns (0 is the center) of these ranges, by their places in ascending order."""
     if isinstance(setup.ranges, GivenRanges):
         return setup.ranges.read(session, model, signal, ranges, columns, setup.drawn)
-    found = []
+    found, drawn = [], _drawn(session, setup)
     for start, stop in blocks(session, setup):
         inside = ranges[(ranges >= start) & (ranges < stop)] - start
         if len(inside):
-            table = np.load(_path(session, setup, model, signal, start, stop), mmap_mode="r", allow_pickle=False)
+            path = Block(drawn, setup.drawn + 1, start, stop).path(session, model, signal)
+            table = np.load(path, mmap_mode="r", allow_pickle=False)
             found.append(table[:, inside, columns])
     return np.concatenate(found, axis=1)

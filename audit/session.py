@@ -21,7 +21,7 @@ from audit.given import Given
 from audit.plan import choose, make_plan
 from core.config import TRAINED, Config
 from core.errors import UserError, WrongSetting
-from core.registry import DATASETS, SOURCES
+from core.registry import DATASETS, MODELS, SOURCES
 from core.rng import stream
 from core.rundir import digest
 from core.types import AuditData, Plan, Records
@@ -87,7 +87,7 @@ def prepare(config: Config) -> Session:
         )
         data = _tokenised(config, data) if data.is_text else data
     except WrongSetting as error:
-        raise config.error(error.key, error.message) from None
+        raise _and_the_model(config, config.error(error.key, error.message)) from None
     run, audit = config.run, config.audit
     data, owner = by_owner(config, data) if config.data.owner else (data, None)
     if len(data.pool) < 4:
@@ -133,6 +133,19 @@ def by_owner(config: Config, data: AuditData) -> tuple[AuditData, Int[Array, " D
             )
             data = replace(data, population=population.select(np.flatnonzero(strangers)))
     return data, number
+
+
+def _and_the_model(config: Config, error: UserError) -> UserError:
+    """The same, and that the model is missing, too, if it is: who fetches files fetches all of them at once."""
+    from models.language import context_of
+
+    if config.model is None or MODELS.fact(config.model.name, "needs") != "text":
+        return error
+    try:
+        context_of(config.model.name, config.model.settings)
+    except UserError as other:
+        return UserError(f"{error}\n{config.error('train.model_name', str(other))}")
+    return error
 
 
 def records_digest(data: AuditData, records: Records) -> str:

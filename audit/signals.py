@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from audit import heat_map, label_signals, quantile_signals, text_signals
+from audit import heat_map, label_signals, quantile_signals, text_signals, trace_signals
 from audit.engines import run_units
 from audit.model_files import files_of
 from audit.session import Session
-from audit.training import Share, facts, load_model
+from audit.training import Share, facts, load_model, trace_path
 from audit.workers import Lost
 from core import rundir
 from core.claims import Claims
@@ -60,7 +60,10 @@ def wanted_of(config: Config) -> tuple[Signal, ...]:
 
 
 def missing_signals(session: Session, models: Sequence[int] | None = None) -> dict[int, list[Wanted]]:
-    """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points."""
+    """What must still be asked, by model. Raises StaleArtefact if a file is of another model or other points.
+
+    models: these only, which are there when others are not yet; then of what can be asked of them alone.
+    """
     missing: dict[int, list[Wanted]] = {}
     if session.given is not None:
         return missing
@@ -68,6 +71,8 @@ def missing_signals(session: Session, models: Sequence[int] | None = None) -> di
         for where in ("points", "population"):
             for signal in wanted_of(session.config):
                 wanted = Wanted(model, where, signal)
+                if models is not None and signal.kind in NOT_SHARED:
+                    continue
                 if asked(session, wanted) and not rundir.is_made(path_of(session, wanted), stamp(session, wanted)):
                     missing.setdefault(model, []).append(wanted)
     return missing
@@ -99,6 +104,7 @@ def stamp(session: Session, wanted: Wanted) -> dict[str, Any]:
         **text_signals.stamp(session, wanted.model, wanted.signal, lambda model: facts(session, model)["sha256"]),
         **label_signals.stamp(session, wanted.signal),
         **quantile_signals.stamp(session, wanted.signal),
+        **trace_signals.stamp(session, wanted.signal),
     }
 
 
@@ -114,6 +120,12 @@ def settled_precision(session: Session, model: int) -> Literal["float32", "bfloa
     return made["facts"]["precision"] if made else "float32"
 
 
+def settles_precision(session: Session, model: int) -> list[Path]:
+    """The files that `settled_precision` reads."""
+    path = path_of(session, Wanted(model, "points", LOG_ODDS))
+    return [path, rundir.stamp_of(path)] if precision(session) else []
+
+
 def _records(session: Session, where: Where) -> np.ndarray:
     return session.points if where == "points" else session.population
 
@@ -124,9 +136,6 @@ def compute_missing(session: Session, device: torch.device, share: Share | None 
     share: these models only, of which others may ask some at the same time, and the signals that need no other model.
     """
     missing = missing_signals(session, share and share.models)
-    if share:
-        alone = {model: [w for w in files if w.signal.kind not in NOT_SHARED] for model, files in missing.items()}
-        missing = {model: files for model, files in alone.items() if files}
     if not missing:
         log.info("signals: all there")
         return
@@ -155,6 +164,8 @@ def _reads(session: Session, files: list[Wanted]) -> Iterator[Path]:
         yield from text_signals.reads(session, signal)
     for model in models:
         yield from files_of(session, model)
+    if any(wanted.signal.kind == trace_signals.TRACE for wanted in files):
+        yield trace_path(session, files[0].model)
     for wanted in (wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND):
         if (regressed := path_of(session, _regressed(wanted))).exists():  # else it is made with the others
             yield regressed
@@ -212,7 +223,8 @@ def _ask(
     network, clock = load_model(session, files[0].model, device), _Clock()
     how = _settle(session, files[0].model, network, residents["points"]) if precision(session) else {}
     last = [wanted for wanted in files if wanted.signal.kind == quantile_signals.KIND]
-    files = [wanted for wanted in files if wanted not in last]
+    over_time = [wanted for wanted in files if wanted.signal.kind in trace_signals.KINDS]
+    files = [wanted for wanted in files if wanted not in (*last, *over_time)]
     for where in dict.fromkeys(wanted.where for wanted in files):
         of_set = [wanted for wanted in files if wanted.where == where and wanted.signal.kind not in label_signals.KINDS]
         kind = how.get("precision", "float32")
@@ -224,6 +236,10 @@ def _ask(
                 session, network, residents[where], residents["population"], _records(session, where), wanted.signal
             )
             _write(session, wanted, column, seconds=clock.lap(), **asked)
+    for wanted in over_time:
+        sets = residents["points"], residents["population"]
+        column = trace_signals.column(session, wanted.model, network, *sets, wanted.signal)
+        _write(session, wanted, column, seconds=clock.lap())
     for wanted in last:
         value = np.load(path_of(session, _regressed(wanted)), allow_pickle=False)
         column, judged = regression.column(wanted.model, wanted.signal, value)

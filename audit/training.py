@@ -44,10 +44,24 @@ def stamp(session: Session, model: int) -> dict[str, Any]:
         made = session.config.settings()
     return {
         **made,
+        **_of_base(session),
         "model number": model,
         "pool records (sha256)": session.pool_digest,
         "its training set (sha256)": rundir.digest(np.packbits(session.plan.member[model])),
     }
+
+
+def _of_base(session: Session) -> dict[str, Any]:
+    """The weights that training starts from, where they are in a directory that may change under its name."""
+    from models.language import pretrained
+
+    source = pretrained(session.config.model.name) if session.config.model else None
+    if source is None:
+        return {}
+    from models.pretrained import digest_of
+
+    found = digest_of(source)
+    return {} if found is None else {"pretrained weights (sha256)": found}
 
 
 def missing_models(session: Session) -> list[int]:
@@ -111,7 +125,7 @@ def _train(session: Session, missing: list[int], failed: dict[int, str], share: 
     setup = _trainer if share is None else partial(_trainer_of_share, share.claims)
     units = run_units(session, stacks, setup, "train", what=TRAINING, at_least=_at_least(session, missing))
     written, took = time.monotonic(), 0.0
-    for stack, failures in progress(units, TRAINING, total=len(stacks)):
+    for stack, failures in progress(units, TRAINING, total=len(missing), of=lambda unit: len(unit[0])):
         lost = isinstance(failures, Lost)
         failed |= dict.fromkeys(stack, failures.reason) if lost else failures
         if share is None and (start := time.monotonic()) - written >= 20 * took:  # it reads the stamps of all models
@@ -263,6 +277,11 @@ def losses_path(session: Session, model: int) -> Path:
     return session.folder / "models" / f"model_{model}.losses.npy"
 
 
+def trace_path(session: Session, model: int) -> Path:
+    """Where the log-odds of the pool after each epoch are, if its trainer recorded them: (epochs, D)."""
+    return session.folder / "models" / f"model_{model}.trace.npy"
+
+
 def write_model(
     session: Session, number: int, model: torch.nn.Module, pool: Any, population: Any, **facts: Any
 ) -> None:
@@ -280,6 +299,8 @@ def write_model(
     weights = files.pop(path.name)
     if (trace := getattr(model, "loss_trace", None)) is not None:
         rundir.write_array(losses_path(session, number), trace)
+    if (trace := getattr(model, "log_odds_trace", None)) is not None:
+        rundir.write_array(trace_path(session, number), trace)
     for name, content in files.items():  # before the weights, which carry the stamp
         rundir.write_atomic(path.parent / name, lambda file, content=content: file.write(content))
     rundir.make(

@@ -147,15 +147,10 @@ def simulate(units: Sequence[float], workers: int, *, start: float, driver: floa
     return end
 
 
-def efficiencies(
-    measured: Sequence[float], factor: float, *, start: float, driver: float, idle: float, count: int
-) -> dict[int, float]:
+def efficiencies(measured: Sequence[float], factor: float, count: int, **overhead: float) -> dict[int, float]:
     """Share of the workers' time that is work, by how many there are."""
     units = factor * np.random.default_rng(0).choice(np.asarray(measured), count)
-    return {
-        k: float(units.sum() / (k * simulate(units.tolist(), k, start=start, driver=driver, idle=idle)))
-        for k in WORKERS
-    }
+    return {k: float(units.sum() / (k * simulate(units.tolist(), k, **overhead))) for k in WORKERS}
 
 
 def plot(file: Path, curves: dict[str, dict[int, float]], count: int) -> None:
@@ -231,7 +226,8 @@ def main() -> None:
                 by_models=dict(seen),
                 slope_mib_per_1000=slope,
             )
-    driver, idle = float(np.median(cpus)), max(0.0, 2 * float(np.median(walls)) - float(np.median(cpus)))
+    # The driver serves a real unit in the CPU seconds of one that is written; a worker waits for it, and for the way.
+    driver, idle = cpu, max(0.0, 2 * float(np.median(walls)) - float(np.median(cpus)))
     curves = {}
     for factor in TIMES:
         curve = efficiencies(real, factor, UNITS, start=start, driver=driver, idle=idle)

@@ -117,8 +117,13 @@ def quiet(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """`items`, with a line of how far it is and an ETA where stderr is a terminal, and nothing where it is not."""
+def progress(
+    items: Iterable[T], what: str, total: int | None = None, of: Callable[[T], int] = lambda item: 1
+) -> Iterator[T]:
+    """`items`, with a line of how far it is and an ETA where stderr is a terminal, and nothing where it is not.
+
+    of: how many of the `total` an item is.
+    """
     with _display() as bar:
         if bar is None:
             yield from items
@@ -128,7 +133,7 @@ def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterato
         try:
             for item in items:
                 yield item
-                bar.advance(task)
+                bar.advance(task, of(item))
         finally:
             bar.remove_task(task)
 

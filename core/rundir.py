@@ -97,6 +97,9 @@ def _sync_folder(folder: Path) -> None:
 def unwritable(path: Path, error: OSError) -> UserError:
     """The message for a file that cannot be written."""
     reason = error.strerror or str(error)
+    if error.errno is None and re.fullmatch(r"\d+ requested and \d+ written", reason):
+        reason = "No space left on device"  # numpy counts what was written, and does not say why it was not all
+        error.errno = errno.ENOSPC
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path} cannot be written ({reason}): free some space; the same command then continues")
     return UserError(f"{path} cannot be written ({reason}): mend that, or choose another run.log_dir")

@@ -119,6 +119,10 @@ class Signal:
         kind "robust_label": the same of altered copies of the record, the record itself first
         kind "boundary":     distance to the nearest record found that is labelled otherwise; 0 of a misclassified one
 
+    Of classifiers, their log-odds over time, as rows in the place of queries:
+        kind "trace":        after some epochs of the model's own training
+        kind "distilled":    of a student after each epoch of learning the model's answers about the population
+
     Of targets, from a regression on the population (QMIA), as rows in the place of queries:
         kind "quantiles":    mean and standard deviation of another signal given the record, or quantiles of it
 

@@ -66,8 +66,8 @@ def text_file(
 def agnews(data_dir: Path, seed: int) -> AuditData:
     """AG News (Zhang et al. 2015) in its official split: the pool is the training set, the population the test set.
 
-    Read from data.data_dir, as the csv files of its authors, as parquet files, or as a directory that the library
-    `datasets` saved; otherwise from that library's cache, or downloaded by it.
+    Read from data.data_dir: the csv files of its authors, parquet files (as the hub has them, too), a directory that
+    the library `datasets` saved, or files of its cache; otherwise from that cache, or downloaded by it.
     """
     found = agnews_files(data_dir)
     if found is None:

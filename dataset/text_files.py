@@ -141,6 +141,17 @@ def _parquet(path: Path) -> dict[str, list[Any]]:
         raise UserError(f"{path}: not a readable parquet file ({str(error).partition(chr(10))[0]})") from None
 
 
+def _arrow(path: Path) -> Table:
+    """A file of the cache of the library `datasets`."""
+    import datasets
+
+    try:
+        found = datasets.Dataset.from_file(str(path))
+        return Table(str(path), {name: found[name][:] for name in found.column_names})
+    except Exception as error:  # the library raises whatever its readers raise
+        raise UserError(f"{path}: not a readable arrow file ({str(error).partition(chr(10))[0]})") from None
+
+
 def records_of(
     table: Table,
     text_column: str,
@@ -230,9 +241,10 @@ def _agnews_part(folder: Path, split: str) -> Table | None:
         for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"data/{split}-*.parquet")
         for part in folder.glob(pattern)
     )
+    parts = parts or sorted(folder.glob(f"*{split}*.arrow"))  # the cache of the library datasets
     if not parts:
         return None
-    tables = [read_table(part) for part in parts]
+    tables = [_arrow(part) if part.suffix == ".arrow" else read_table(part) for part in parts]
     columns = {name: [v for table in tables for v in table.column(name, "data.dataset")] for name in ("text", "label")}
     return Table(str(parts[0]), columns)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError, WrongSetting
-from core.hub import unreachable
+from core.hub import offline, unreachable
 from dataset.text_files import Table
 
 
@@ -26,16 +26,15 @@ def load(
     local = Path(name).exists()
     reason = None if local else unreachable(f"{_endpoint()}/datasets/{name}")
     try:
-        with _offline(reason is not None):
+        with _quiet(cached=reason is not None):
             if local and ((Path(name) / "dataset_dict.json").exists() or (Path(name) / "state.json").exists()):
                 found: Any = datasets.load_from_disk(name)
             else:
                 found = datasets.load_dataset(name, subset)
     except Exception as error:  # the library raises whatever its readers raise
         if reason:
-            raise UserError(
-                f"dataset {name} is not on this machine, and cannot be downloaded: {reason}. {by_hand}"
-            ) from None
+            why = f"dataset {name} is not on this machine, and cannot be downloaded: {reason}. {by_hand}"
+            raise WrongSetting("data.dataset", why) from None
         message = str(error).strip().partition("\n")[0]
         raise UserError(f"dataset {name} cannot be read: {message or type(error).__name__}. {by_hand}") from None
     if isinstance(found, datasets.Dataset):  # saved without splits
@@ -67,19 +66,18 @@ def _endpoint() -> str:
 
 
 @contextlib.contextmanager
-def _offline(offline: bool) -> Iterator[None]:
-    """Within, the library looks in its cache only, and shows no progress bars."""
+def _quiet(cached: bool) -> Iterator[None]:
+    """Without progress bars; where `cached`, the library looks in its cache only."""
     import datasets
-    from huggingface_hub import constants
 
     bars = datasets.utils.logging.is_progress_bar_enabled()
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    before = datasets.config.HF_HUB_OFFLINE
     datasets.disable_progress_bars()
-    if offline:
-        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    datasets.config.HF_HUB_OFFLINE = cached or before
     try:
-        yield
+        with offline() if cached else contextlib.nullcontext():
+            yield
     finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+        datasets.config.HF_HUB_OFFLINE = before
         if bars:
             datasets.enable_progress_bars()

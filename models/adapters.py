@@ -39,7 +39,14 @@ def adapted(base: nn.Module, peft: Mapping[str, Any]) -> PeftModel:
             warnings.simplefilter("ignore")
             return get_peft_model(sharing(base), config)
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"adapters of type {peft['type']}: {error}") from None
+        layers = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if _adaptable(module)})
+        asks = "arget modules" in str(error) or "target_modules" in str(error)
+        hint = f". Its layers are {', '.join(layers)}; `all-linear` names all but the last" if asks else ""
+        raise UserError(f"adapters of type {peft['type']}: {str(error).rstrip('.')}{hint}") from None
+
+
+def _adaptable(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _config(base: nn.Module, peft: Mapping[str, Any]) -> PeftConfig:
@@ -75,4 +82,6 @@ def fill(model: PeftModel, weights: bytes) -> None:
     expected = get_peft_model_state_dict(model)
     if found.keys() != expected.keys() or any(found[name].shape != expected[name].shape for name in found):
         raise ValueError("the file is of other adapters")
+    if not all(tensor.isfinite().all() for tensor in found.values()):
+        raise ValueError("it has NaN or infinite weights: this model did not train")
     set_peft_model_state_dict(model, found)

@@ -301,3 +301,131 @@ def test_a_hole_in_a_zip_archive_is_no_way_out(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
     (tmp_path / "b.npz").write_bytes(struct.pack("<I", 0x06054B50) + bytes(18))
     assert read_arrays(tmp_path / "b.npz") == {}
+
+
+# --- signals and scores that are given --------------------------------------------------------------------------------
+
+MODELS_, POINTS, CLASSES, SAMPLES = 5, 24, 3, 2
+DTYPES = [np.float64, np.float32, np.float16, np.int8, np.uint64, np.int64, bool, "U3", "S2", complex, object, "M8[s]"]
+ODD = [np.nan, np.inf, -np.inf, 0.0, 1.0, -1.0, 1e300, -1e300, 1e-320, 2.0**63, 0.5]
+
+
+@st.composite
+def odd_arrays(draw, right: tuple[int, ...]) -> np.ndarray:
+    """An array that is right, or of another shape or type, or with values that are no numbers."""
+    how = draw(st.sampled_from(["right", "right", "right", "shape", "type", "odd", "constant", "empty", "absurd"]))
+    shape = right if how != "shape" else tuple(draw(st.lists(st.integers(0, 30), max_size=4)))
+    array = np.random.default_rng(draw(st.integers(0, 5))).normal(size=shape)
+    if how == "type":
+        try:
+            return (array > 0).astype(draw(st.sampled_from(DTYPES)))
+        except (TypeError, ValueError):
+            return array
+    if how == "odd" and array.size:
+        array.reshape(-1)[:: draw(st.integers(1, 9))] = draw(st.sampled_from(ODD))
+    if how == "constant":
+        array[...] = draw(st.sampled_from(ODD))
+    if how == "absurd":
+        return np.broadcast_to(np.float32(0.5), (0, 2**40)[: draw(st.integers(1, 2))])
+    return array[:0] if how == "empty" else array
+
+
+@st.composite
+def given_signals(draw) -> tuple[dict, dict, dict]:
+    """Arrays, the block that names them, and other blocks."""
+    kind = draw(st.sampled_from(["log_odds", "log_odds", "probability", "loss", "logits", "probabilities"]))
+    classes = (CLASSES,) if kind in ("logits", "probabilities") else ()
+    right = {
+        "signals": (MODELS_, POINTS, *classes),
+        "population": (MODELS_, 12, *classes),
+        "samples": (MODELS_, POINTS, SAMPLES, *classes),
+    }
+    names = draw(st.sets(st.sampled_from([*right, "labels", "points", "ids", "range_membership"])))
+    arrays = {name: draw(odd_arrays(shape)) for name, shape in right.items() if name in {*names, "signals"}}
+    if kind == "probability":
+        arrays = {n: 1 / (1 + np.exp(-a)) if a.dtype == float and draw(st.booleans()) else a for n, a in arrays.items()}
+    for name in {*names, "membership"} - right.keys():
+        shape = (MODELS_, POINTS) if "membership" in name else (POINTS,)
+        array = draw(odd_arrays(shape))
+        arrays[name] = array > 0 if array.dtype.kind == "f" and draw(st.integers(0, 9)) else array
+    block = {"file": "s.npz", "kind": kind, "uncovered": draw(st.sampled_from(["drop", "drop", "error"]))}
+    for key in draw(st.sets(st.sampled_from(["axes", "targets", "references", "clip"]), max_size=2)):
+        block[key] = draw(
+            {"axes": st.just("points_models"), "clip": st.just(0.1)}.get(key, st.lists(st.integers(-1, 6), max_size=3))
+        )
+    more = {"ramia": {"aggregation": "mean"}} if "samples" in names and draw(st.booleans()) else {}
+    return arrays, block, more
+
+
+def audited_or_refused(folder: Path, blocks: dict) -> None:
+    """Exit code 0 or 2, nothing written by --check or by what is refused, and no traceback."""
+    path = folder / "x.yaml"
+    path.write_text(yaml.safe_dump({"run": {"log_dir": str(folder / "run")}, **blocks}))
+    code = main.main(["--cf", str(path), "--check"])
+    assert code in (0, 2) and not (folder / "run").exists()
+    assert main.main(["--cf", str(path)]) == code
+    assert (folder / "run/report/index.html").is_file() == (code == 0)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    from audit import plots
+
+    monkeypatch.setattr(plots, "png", lambda figure: b"a picture")
+    monkeypatch.setattr(plots, "svg", lambda figure, name, about: "<svg></svg>")
+    monkeypatch.setattr(plots, "roc_figure", lambda *_, **__: None)
+    monkeypatch.setattr(plots, "score_figure", lambda *_: None)
+
+
+@pytest.mark.slow
+@fuzz(40)
+@given(signals=given_signals())
+def test_any_signals_are_audited_or_refused_with_nothing_written(tmp_path_factory, no_pictures, signals):
+    arrays, block, more = signals
+    folder = tmp_path_factory.mktemp("fuzz")
+    np.savez(folder / "s.npz", **arrays)
+    audited_or_refused(folder, {"signals": block | {"file": str(folder / "s.npz")}, **more})
+
+
+COLUMNS = ["member", "score", "other", "id", "group", "target", "label"]
+
+
+@pytest.mark.slow
+@fuzz(40)
+@given(data=st.data())
+def test_any_table_of_scores_is_measured_or_refused_with_nothing_written(tmp_path_factory, no_pictures, data):
+    folder = tmp_path_factory.mktemp("fuzz")
+    draw = data.draw
+    if draw(st.booleans()):
+        arrays = {name: draw(odd_arrays((POINTS,))) for name in COLUMNS}
+        arrays["member"] = arrays["member"] > 0 if arrays["member"].dtype.kind == "f" else arrays["member"]
+        np.savez(folder / "s.npz", **arrays)
+        file = folder / "s.npz"
+    else:
+        cell = st.one_of(
+            st.sampled_from(["0", "1", "0.5", "nan", "", "x", '"', "1e999", "true", "é"]), st.text(max_size=3)
+        )
+        rows = draw(st.lists(st.lists(cell, min_size=7, max_size=7), max_size=12))
+        binary = [[draw(st.sampled_from("01")), draw(st.sampled_from(["0.1", "-3", "2e3"])), *row[2:]] for row in rows]
+        table = draw(st.sampled_from([rows, binary, binary]))
+        file = folder / "s.csv"
+        file.write_bytes("\n".join([",".join(COLUMNS), *map(",".join, table)]).encode("utf-8", "replace"))
+    block = {"file": str(file), "score": "score", "higher_is_member": draw(st.booleans())}
+    for key in draw(st.sets(st.sampled_from(["id", "target", "label"]))):
+        block[key] = key
+    if draw(st.booleans()):
+        block["groups"] = ["group"]
+    if draw(st.booleans()):
+        block["dp"] = {"design": "one_run", "delta": 1e-5}
+    audited_or_refused(folder, {"scores": block})
+
+
+def test_absurd_shapes_in_a_header_are_refused_before_anything_is_reserved(tmp_path):
+    """A file of a hundred bytes that says it holds an exabyte."""
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 1000000000), }"
+    header += b" " * (117 - len(header)) + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"a\.npy"):
+        read_array(tmp_path / "a.npy")
+    assert time.monotonic() - start < 5

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from audit import hub_files
 from audit.state_dicts import SUFFIXES, read_state_dict
 from core import config, loading, tables
 from core.errors import UserError
@@ -103,7 +104,7 @@ OURS = {
     "dataset/bundled.py": "a file of an installed package",
     "dataset/masked_lm.py": "safetensors only, trust_remote_code=False: tests/dataset/test_masked_lm.py",
     "dataset/text_hub.py": "Hugging Face datasets, which run no scripts any more",
-    "models/adapters.py": "weights of the run directory, in safetensors, by their digest",
+    "models/adapters.py": "bytes that it is handed, in safetensors",
     "models/pretrained.py": "Hugging Face models: the test of a folder with code, below",
 }
 
@@ -148,10 +149,20 @@ def _dataset(name: str, **more: str) -> Callable[[Path], object]:
     return lambda path: DATASETS[name](path.parent, 0, file=Path(path.name), **more)
 
 
+def _adapter_weights(path: Path) -> None:
+    (path.parent / "adapter_config.json").write_text("{}")
+    hub_files.fill(torch.nn.Linear(1, 1), path.parent, "a")
+
+
 HOSTILE: dict[str, list[tuple[str, Callable[[Path], object]]]] = {
     "core/loading.py": [("a.npy", loading.read_array), ("a.npz", loading.read_arrays), ("a.json", loading.read_json)],
     "core/safe_yaml.py": [("a.yaml", config.load)],
     "core/tables.py": [(f"a{suffix}", tables.read_table) for suffix in (".csv", ".tsv", ".parquet", ".npz")],
+    "audit/hub_files.py": [
+        ("adapter_config.json", lambda path: hub_files.peft_of(path.parent)),
+        ("a/adapter_config.json", lambda path: hub_files.base_of(path.parent)),
+        ("adapter_model.safetensors", _adapter_weights),
+    ],
     "audit/state_dicts.py": [(f"a{suffix}", read_state_dict) for suffix in SUFFIXES],
     "dataset/cifar.py": [("a", lambda path: cifar.read_batch(path, b"labels", 10))],
     "dataset/files.py": [("a.tgz", lambda path: files.read_members(path, {"x": lambda stream: stream.read()}))],

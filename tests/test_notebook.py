@@ -1,6 +1,8 @@
 """demo.ipynb runs from its first cell to its last."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,17 @@ def test_the_notebook_runs_top_to_bottom(tmp_path, monkeypatch):
     shown = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
     assert all(word in shown for word in ("image/png", "Gap", "null test"))
     assert (tmp_path / "demo/run/report/index.html").is_file()
+
+
+def test_elsewhere_its_first_cell_fetches_the_repository_that_one_line_names(tmp_path):
+    """In an empty folder, as on Colab; from this checkout instead of the net, and without installing anything."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout of git")
+    source = next("".join(c["source"]) for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code")
+    (line,) = [line for line in source.splitlines() if line.startswith("REPOSITORY = ")]
+    assert NOTEBOOK.read_text().count("github.com") == 1
+    source = source.replace(line, f"REPOSITORY = {str(ROOT)!r}")
+    source = source.partition("import torch")[0].replace("[sys.executable, ", "['true', ")
+    shown = "\nprint(Path.cwd().name, Path('main.py').exists(), sys.path[0] == os.getcwd())"
+    done = subprocess.run([sys.executable, "-c", source + shown], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["privacy_meter", "True", "True"], done.stderr

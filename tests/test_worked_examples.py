@@ -1,9 +1,11 @@
 """Every worked example of the documentation is executed, as a reader would: in an empty folder, in order."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import main
 from audit import plots
@@ -37,7 +39,9 @@ def test_the_example_works_as_it_is_written(title, tmp_path, monkeypatch, capsys
         if named := re.match(r"# ([\w.-]+\.(?:py|yaml))\b", text):
             Path(named[1]).write_text(text)
         elif language == "python":
-            exec(compile(text, title, "exec"), space)
+            torch.set_num_threads(1)
+            with warnings.catch_warnings(action="ignore"):  # of what a reader does with other libraries
+                exec(compile(text, title, "exec"), space)
         elif language == "bash":
             for line in text.splitlines():
                 arguments = line.partition("#")[0].split()

@@ -90,6 +90,8 @@ def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
 def _in(evidence: Evidence, signal: Signal) -> Evidence:
     if signal.kind in ("label", "robust_label", "boundary"):
         return _labels_only(evidence, signal)
+    if signal.kind in ("trace", "distilled"):
+        return _over_time(evidence)
     if signal.kind == "quantiles":
         return _one_distribution_for_all(evidence, signal)
 
@@ -130,8 +132,20 @@ def _labels_only(evidence: Evidence, signal: Signal) -> Evidence:
     )
 
 
+def _over_time(evidence: Evidence) -> Evidence:
+    """A trajectory that rises in proportion to where it ends, at the mean of the queries."""
+
+    def of(log_odds: Float[Array, "*r Q N"]) -> Float[Array, "*r 3 N"]:
+        return log_odds.mean(axis=-2, keepdims=True) * np.array([[0.3], [0.7], [1.0]], log_odds.dtype)
+
+    none = np.zeros((3, 0), np.float32)
+    silent = np.zeros((len(evidence.references), 3, 0), np.float32)
+    of_all = {"target": of(evidence.target), "references": of(evidence.references)}
+    return replace(evidence, **of_all, population=none, population_references=silent)
+
+
 def _one_distribution_for_all(evidence: Evidence, signal: Signal) -> Evidence:
-    """What a regression on records that tell nothing predicts: the population's own mean and deviation, or quantiles."""
+    """What a regression on records that tell nothing predicts: the population's mean and deviation, or quantiles."""
     options = dict(signal.options)
     rates = false_positive_rates(evidence.population.shape[1], options["count"], options["smallest_fpr"])
 

@@ -64,7 +64,7 @@ def sgd(
     ema: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     clip_norm: Annotated[float, Gt(0)] | None = None,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
-    record_losses: bool = False,
+    record_losses: bool | Literal["all"] = False,
     stack: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
     cuda_graphs: bool = False,
 ) -> list[torch.nn.Module]:
@@ -93,7 +93,8 @@ def sgd(
     - clip_norm: longer gradients are scaled down to this norm
     - precision: of products and convolutions; auto is bfloat16 on CUDA devices that support it, float32 elsewhere
     - record_losses: keep each member's loss after each epoch (models/model_<id>.losses.npy), for the report's
-        LT-IQR: costs a forward pass an epoch, and models are trained one by one
+        LT-IQR: costs a forward pass an epoch, and models are trained one by one. all: keep the log-odds of the whole
+        pool as well (model_<id>.trace.npy), for the attack TrainingTrajectory
     - stack: how many models are trained at once, to the same bytes; auto chooses for the device and the model
     - cuda_graphs: on a GPU, capture the steps of SGD without dropout as CUDA graphs, several models side by side; not
         yet run or measured on a GPU, so off
@@ -134,12 +135,16 @@ def sgd(
                 )
             else:
                 trace: list[np.ndarray] = []
-                record = partial(_record, trace, *own, data, members[part[0]]) if record_losses else None
+                seen = None if record_losses == "all" else np.flatnonzero(members[part[0]])
+                record = partial(_record, trace, *own, data, seen) if record_losses else None
                 loop.train(
                     *own, data, members[part[0]], *own_streams, rates=rates, shift=shift, after_epoch=record, **options
                 )
                 if record_losses:
-                    own[0].loss_trace = np.stack(trace)
+                    log_odds = np.stack(trace)
+                    of_members = log_odds if seen is not None else log_odds[:, members[part[0]]]
+                    own[0].loss_trace = np.logaddexp(0, -of_members)
+                    own[0].log_odds_trace = None if seen is not None else log_odds
         except loop.Diverged as diverged:
             which = f"model {part[0]} of a stack of {len(models)}" if len(part) == 1 else f"a stack of {len(part)}"
             raise UserError(
@@ -155,13 +160,12 @@ def sgd(
     return models
 
 
-def _record(trace: list[np.ndarray], model: torch.nn.Module, data: Resident, member: Bool[Array, " D"]) -> None:
-    """Add the loss of each member as the model is now: float32 (members,), softplus of minus its log-odds."""
+def _record(trace: list[np.ndarray], model: torch.nn.Module, data: Resident, index: np.ndarray | None) -> None:
+    """Add the log-odds of the indexed records, of all if None, as the model is now: float32 (n,)."""
     from core.types import LOG_ODDS
     from trainers.evaluate import signals
 
-    log_odds = signals(model, data, np.flatnonzero(member), wanted=[LOG_ODDS])[0, 0]
-    trace.append(np.logaddexp(0, -log_odds))
+    trace.append(signals(model, data, index, wanted=[LOG_ODDS])[0, 0])
 
 
 def _check(

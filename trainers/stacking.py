@@ -22,12 +22,13 @@ def width(settings: Mapping[str, Any], model: torch.nn.Module, device: torch.dev
     """How many models like this one to train at once on this device, and a line that says so."""
     asked, precision = settings["stack"], precision_of(settings["precision"], device)
     how = f"in {precision}{emulated(precision, device)}"
-    layers = None if settings["augment"] else layers_of(model)
+    singly = [f"train.{key}" for key in ("augment", "record_losses") if settings.get(key)]
+    layers = None if singly else layers_of(model)
     if layers is None and graphs.suits(model, settings, device):
         chosen = asked if asked != "auto" else graphs.TOGETHER
         return chosen, f"up to {chosen} side by side as CUDA graphs (train.stack: {asked}; not yet measured), {how}"
     if layers is None:
-        why = "train.augment" if settings["augment"] else "no plain perceptron"
+        why = " and ".join(singly) or "no plain perceptron"
         return 1, f"one after another ({why}), {how}"
     small, large = MOST.get(device.type, MOST["cpu"])
     weights = sum(layer.fan_in * layer.fan_out for layer in layers)

@@ -17,7 +17,7 @@
   const watch = new ResizeObserver((seen) => seen.forEach((one) => reachable(one.target)));
   document.querySelectorAll(".scroll, .gallery blockquote").forEach((box) => watch.observe(box));
 
-  const percent = (x) => (x === 0 ? "0" : (100 * x).toPrecision(x < 0.001 ? 2 : 3).replace(/\.?0+$/, "")) + "%";
+  const percent = (x) => (0.9995 <= x && x < 1 ? ">99.9%" : Number((100 * x).toPrecision(x < 0.001 ? 2 : 3)) + "%");
   const hidden = new Set();
 
   for (const button of document.querySelectorAll(".legend button")) {

@@ -23,6 +23,7 @@ from modules.mia import (
     qmia,
     recall,
     rmia,
+    trajectory,
     wbc,
     zlib_ratio,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "qmia",
     "recall",
     "rmia",
+    "trajectory",
     "wbc",
     "zlib_ratio",
 ]

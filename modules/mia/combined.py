@@ -7,7 +7,7 @@ by the other references, whose membership is known.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -95,8 +95,11 @@ def _any(settings: Settings, fact: str) -> bool:
 
 def _pairs(settings: Settings) -> int:
     """One to rehearse, beside what the attacks need; and two to cross-fit."""
-    pairs = [(ATTACKS.fact(name, "min_pairs", 1), own) for name, own in _calls(settings)]
-    return 1 + max(1, *(of(own) if callable(of) else of for of, own in pairs))
+    pairs: list[int] = [1]
+    for name, own in _calls(settings):
+        of: int | Callable[[Settings], int] = ATTACKS.fact(name, "min_pairs", 1)
+        pairs.append(of if isinstance(of, int) else of(own))
+    return 1 + max(pairs)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def shared(evidence: Evidence, settings: Settings) -> Learnt:
             f"{NAME} learns from references attacked by the others, and needs audit.num_ref_models of at least "
             f"{_pairs(settings)}; there are {there}"
         )
-    learnt = _learnt(rehearsals, [name for name, _ in calls])
+    learnt = _learnt(rehearsals, _labels(calls))
     facts = [ATTACKS.fact(name, "shared") for name, _ in calls]
     given = tuple((of(evidence, own),) if of else () for of, (_, own) in zip(facts, calls, strict=True))
     return Learnt(*learnt, given)
@@ -196,6 +199,16 @@ def _rehearsed(
             yield pair, np.stack(scores, axis=1), member
 
 
+def _labels(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Names, with the settings that tell apart those of one name."""
+    found = []
+    for name, own in calls:
+        others = [settings for other, settings in calls if other == name]
+        differ = [f"{key}={value}" for key, value in own.items() if any(of[key] != value for of in others)]
+        found.append(f"{name} ({', '.join(differ)})" if differ else name)
+    return found
+
+
 def _learnt(
     rehearsals: Sequence[tuple[int, Float[Array, "_ A"], Bool[Array, " _"]]], names: Sequence[str]
 ) -> tuple[Float[Array, " A"], Float[Array, " A"], Float[Array, " A"], float]:
@@ -235,7 +248,7 @@ def _say(best: int, held: Float[Array, "C n"], member: Bool[Array, " n"], names:
 
 
 def _units(scores: Float[Array, "n A"]) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
-    """Median, and spread of the middle half in units of a standard normal's; of few different values their deviation."""
+    """Median, and spread of the middle half in units of a standard normal's; of few values their deviation."""
     low, centre, high = np.quantile(scores, [0.25, 0.5, 0.75], axis=0)
     scale, deviation = (high - low) / QUARTILES, scores.std(axis=0)
     scale = np.where(scale > 1e-6 * deviation, scale, deviation)

@@ -235,6 +235,7 @@ class _Fitted:
     def _whitened(self, vector: Float[Array, "d n"]) -> Float[Array, "d n"]:
         """R⁻¹ of each record's vector; coordinate by coordinate, so that it has the same bits in any block."""
         if self.precision is None:
+            assert self.own is not None
             return np.linalg.solve(self.own, vector.T[:, :, None])[:, :, 0].T
         found = np.zeros_like(vector)
         for row, weights in zip(found, self.precision, strict=True):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from core.registry import ATTACKS
-from core.types import LOG_ODDS, Evidence, Settings, Signal
+from core.types import Evidence, Settings, Signal
 
 FLOOR = 1e-2  # least predicted standard deviation, as a fraction of that of all population points
 LARGEST_FPR = 0.9  # of the pinball head's quantiles

@@ -4,7 +4,10 @@ axe-core in headless Chromium (light, dark, 1200 and 390 pixels wide, everything
 the reports of all quickstarts on 2026-11-29; these tests keep what can be kept without a browser.
 """
 
+import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -210,3 +213,13 @@ def test_the_verdict_says_what_was_not_tested():
     text = page(ran, tables.averages(result))
     card = text[text.index('id="verdict"') : text.index("</section>")]
     assert "Not tested:" in card and '<a href="#ramia">RaMIA</a>' in card
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="runs the page's own function in node")
+def test_what_the_script_reads_out_is_the_number_and_nothing_less():
+    """100% was once read out as 1%: its zeros looked like those behind a point."""
+    (line,) = [line for line in (FOLDER / "report.js").read_text().splitlines() if "const percent" in line]
+    shares = [0, 1, 0.1, 0.2, 0.5, 0.123456, 0.01, 0.00012345, 0.000001, 0.9999]
+    code = f"{line}\nconsole.log(JSON.stringify({shares}.map(percent)))"
+    said = json.loads(subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout)
+    assert said == ["0%", "100%", "10%", "20%", "50%", "12.3%", "1%", "0.012%", "0.0001%", ">99.9%"]

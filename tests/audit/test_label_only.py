@@ -20,7 +20,9 @@ BOTH = [Wanted(0, "points", signal_of(ATTACKS.bind("LabelDistance", settings))) 
 TINY = """\
 run: {{log_dir: {log_dir}, random_seed: 7, workers: 1}}
 data: {{dataset: {dataset}}}
-train: {{model_name: {{name: mlp, hidden: [8]}}, epochs: 2, batch_size: 32, learning_rate: 0.1, device: cpu}}
+train:
+  {{model_name: {{name: mlp, hidden: [8]}}, epochs: 2, batch_size: 32, learning_rate: 0.1, device: cpu,
+    record_losses: all}}
 audit:
   algorithm: {algorithm}
   num_ref_models: 2
@@ -155,7 +157,9 @@ def test_images_are_asked_about_as_moved_copies(tmp_path, monkeypatch):
 def test_what_cannot_be_asked_is_said_before_anything_is_trained(tmp_path, capsys, algorithm, dataset, said):
     path = config(tmp_path, algorithm, dataset)
     if dataset == "docstrings":
-        path.write_text(path.read_text().replace("{name: mlp, hidden: [8]}", "gpt2_tiny"))
+        path.write_text(
+            path.read_text().replace("{name: mlp, hidden: [8]}", "gpt2_tiny").replace(",\n    record_losses: all", "")
+        )
     assert main.main(["--cf", str(path), "--check"]) == 2
     error = capsys.readouterr().err
     assert said in error and "tiny.yaml:" in error

@@ -114,6 +114,24 @@ def test_no_score_of_an_owner_knows_who_the_targets_members_are(finished):
     assert again.result.attacks[0].scores.tobytes() == ours.result.attacks[0].scores.tobytes()
 
 
+def test_the_blind_baseline_sees_one_record_of_each_owner(finished):
+    """With two, a classifier would know the owner again: records that are alike, in or out together."""
+    from audit.blind import _independent, _linear, cross_fitted, told
+    from core.metrics import auc
+    from modules.checks.blind import stratified_folds
+
+    session = prepared(load(finished))
+    rows = _independent(session, stream(1, "blind"))
+    owner = session.data.pool.groups["person"]
+    assert sorted(owner[session.points[rows]]) == sorted(set(owner))
+    blind = told(session, 0)
+    assert blind and not blind.tells and blind.records == len(rows)
+    member = session.plan.member[0, session.points]
+    x = owner[:, None] == np.unique(owner)  # what gives an owner away at its worst
+    fold = stratified_folds(member, stream(2, "folds"))
+    assert auc(cross_fitted(x.astype(float), _linear, member, fold), member) > 0.7
+
+
 def test_other_ways_of_scoring_can_be_asked_for(finished, tmp_path):
     session = prepared(load(finished))
     result = attacked(session, 0)
@@ -223,7 +241,8 @@ def test_images_have_owners_by_a_table_and_texts_by_a_column(tmp_path, capsys):
     (tmp_path / "texts.csv").write_text("\n".join(texts))
     text = path.read_text().partition("data:")[0] + (
         f"data: {{dataset: text_file, data_dir: {tmp_path}, file: texts.csv, owner: author}}\n"
-        "train: {model_name: {name: gpt2_tiny, width: 16, layers: 1, heads: 1}, epochs: 1, learning_rate: 0.001, batch_size: 8}\n"
+        "train: {model_name: {name: gpt2_tiny, width: 16, layers: 1, heads: 1}, learning_rate: 0.001, "
+        "epochs: 1, batch_size: 8}\n"
         "audit: {algorithm: LOSS, num_ref_models: 2}\nowners: {}\n"
     )
     path.write_text(text)

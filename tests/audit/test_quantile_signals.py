@@ -87,7 +87,10 @@ def test_texts_are_told_apart_by_counts_and_hashed_words(tmp_path):
         "data": {"dataset": "text_file", "file": str(tmp_path / "texts.jsonl")},
         "train": {
             "model_name": {"name": "gpt2_tiny", "width": 16, "layers": 1, "heads": 2},
-            **{"learning_rate": 0.01, "batch_size": 8, "epochs": 1, "device": "cpu"},
+            "learning_rate": 0.01,
+            "batch_size": 8,
+            "epochs": 1,
+            "device": "cpu",
         },
         "audit": audit,
     }
@@ -113,6 +116,6 @@ def test_what_cannot_be_learnt_is_said_before_anything_is_trained(tmp_path, algo
 def test_ranges_cannot_be_asked_for_what_their_samples_are_not(tmp_path):
     path = config(tmp_path, "[LOSS]")
     path.write_text(path.read_text() + "ramia: {range_function: {name: l2, radius: 1.0}, attack: QMIA}\n")
-    with pytest.raises(UserError, match="QMIA reads quantiles_.*samples of ranges are not asked for"):
+    with pytest.raises(UserError, match=r"QMIA reads quantiles_.*samples of ranges are not asked for"):
         prepared(load(path))
     assert Signal("quantiles").of_population is False

@@ -191,3 +191,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         rundir.write_text(tmp_path / "file/folder/x.bin", "")
     with pytest.raises(UserError, match=r"\.lock cannot be written"), rundir.lock(tmp_path / "file/folder"):
         pass
+
+
+def test_an_array_that_does_not_fit_on_a_full_disk_is_said_to_need_space():
+    """numpy reports a short write without its reason: seen on a file system of 600 kB."""
+    error = rundir.unwritable(Path("a.npy"), OSError("1348 requested and 992 written"))
+    assert "a.npy cannot be written (No space left on device): free some space" in str(error)

@@ -46,7 +46,7 @@ def scores(head, x, value, ask, given):
 @pytest.mark.parametrize("head", ["gaussian", "pinball"])
 def test_non_members_lie_above_the_predicted_quantile_as_often_as_they_should(uneven, head):
     """And members are found almost as if the truth were known, where LOSS finds little."""
-    x, value, mean, deviation = uneven
+    x, value, _, deviation = uneven
     outside = scores(head, x[:P], value[:P], x[P:], value[P:])
     above = np.array([(outside > norm.isf(alpha)).mean() for alpha in ALPHAS])
     # Of a quantile fitted to P records, the rate varies by sqrt(alpha (1 - alpha) / P).
@@ -59,6 +59,16 @@ def test_non_members_lie_above_the_predicted_quantile_as_often_as_they_should(un
     found = naive_auc(scores(head, x[:P], value[:P], x[P:], given), member)
     assert naive_auc(given, member) < oracle_auc(1.0) - 0.1
     assert oracle_auc(1.0) - 0.025 < found < oracle_auc(1.0) + 3 * auc_error(member)
+
+
+def test_held_out_records_lie_below_each_quantile_as_often_as_they_should(uneven):
+    x, value, *_ = uneven
+    levels = np.array([0.1, 0.5, 0.9, 0.98])
+    _, held = boosted_quantiles(x[:300], CATEGORICAL, value[:300], x[:1], stream(15, "folds"), levels)
+    assert (abs((value[:300] <= held).mean(axis=1) - levels) < 1.5 / 300).all()
+    data, value, *_ = images(16, 90)
+    _, held = convnet(data, value, data, 2, stream(17, "net"), levels)
+    assert (abs((value <= held).mean(axis=1) - levels) < 1.5 / 90).all()
 
 
 def test_where_records_tell_nothing_there_is_one_distribution_for_all():

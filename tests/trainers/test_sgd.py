@@ -475,4 +475,8 @@ def test_recorded_losses_are_those_of_the_model_after_each_epoch_and_change_noth
     index = torch.as_tensor(np.flatnonzero(member))
     last = nn.functional.cross_entropy(traced[0](data.batch(index)), data.y[index], reduction="none")
     np.testing.assert_allclose(trace[-1], last.detach().numpy(), rtol=1e-3, atol=1e-6)
-    assert not hasattr(plain[0], "loss_trace")
+    assert not hasattr(plain[0], "loss_trace") and traced[0].log_odds_trace is None
+    whole = [cnn(dropout=0.2)]
+    train(whole, data, member[None], [stream(1, "t")], record_losses="all", **settings)
+    assert whole[0].log_odds_trace.shape == (3, len(data))
+    np.testing.assert_allclose(np.logaddexp(0, -whole[0].log_odds_trace[:, member]), trace, rtol=1e-4, atol=1e-6)

@@ -29,6 +29,8 @@ KNOWN = {
     "LiRA": "test_lira.py::test_lira_is_its_definition_record_by_record",
     "MultiLiRA": "test_multi_lira.py::test_multi_lira_is_its_definition_record_by_record",
     "QMIA": "test_qmia.py::test_with_the_true_distribution_qmia_is_the_best_test_and_its_score_is_standard_normal",
+    "LossTrajectory": "test_trajectory.py::test_a_distilled_trajectory_counts_beside_the_targets_own_signal",
+    "TrainingTrajectory": "test_trajectory.py::test_a_recorded_trajectory_reaches_the_closed_form_of_the_best_test",
     "RMIA": "test_rmia.py::test_rmia_is_its_definition_pair_by_pair",
     "BASE": "test_rmia.py::test_offline_base_subtracts_a_scaled_log_mean_of_the_out_references",
     "BaVarIA": "test_lira.py::test_bavaria_is_the_predictive_of_its_prior_record_by_record",

@@ -133,3 +133,13 @@ def test_on_rehearsals_calibration_is_tried_where_the_truth_is_known(shift):
         assert max(trial.calibrated_tpr, trial.raw_tpr) < 0.03
     assert tried(references[:6], trained_on[:6], 0.01) is not None
     assert tried(references[:4], trained_on[:4], 0.01) is None  # one pair is left, of which one saw the record
+
+
+def test_a_references_twin_has_no_say_in_its_trial():
+    """Its membership is the reference's own, inverted."""
+    _, references, trained_on, _ = world(7, 500, 4)
+    changed = references.copy()
+    changed[1] += 100  # the twin of the only one that is tried
+    assert tried(references, trained_on, 0.1, limit=1) == tried(changed, trained_on, 0.1, limit=1)
+    changed[2] += 100
+    assert tried(references, trained_on, 0.1, limit=1) != tried(changed, trained_on, 0.1, limit=1)
