@@ -18,7 +18,7 @@ from jaxtyping import Bool
 from numpy import ndarray as Array
 
 from audit import hub_files
-from audit.available import lacks
+from audit.available import lacks, runnable
 from audit.plan import make_plan, plan_of
 from audit.session import Brought, Session, prepare, records_digest
 from core.config import TRAINED, Call, Config, bound_model
@@ -107,9 +107,10 @@ def models(
         pool_digest=records_digest(data, data.pool),
         population_digest=records_digest(data, data.population),
     )
-    for call in config.attacks:
-        if missing := lacks(session, call):
-            raise config.error("audit.algorithm", f"{call.label} lacks {' and '.join(lack.what for lack in missing)}")
+    if wrong := {call.label: missing for call in config.attacks if (missing := lacks(session, call))}:
+        said = "; ".join(f"{label} lacks {' and '.join(one.what for one in of)}" for label, of in wrong.items())
+        others = ", ".join(call.name for call in runnable(session))
+        raise config.error("audit.algorithm", f"{said}. A block train: would train references; without: {others}")
     return session
 
 

@@ -46,6 +46,8 @@ def own_folder(name: str | dict[str, Any] | None) -> Path | None:
     written = str(name if isinstance(name, str) else (name or {}).get("name", ""))
     kind, _, source = written.partition(":")
     if kind not in ("hf", "gpt2"):
+        if is_adapter(Path(written)) or (Path(written) / "config.json").exists():
+            raise UserError(f"{written} is a folder: name it hf:{written}")
         return None
     if source and (path := Path(source).expanduser()).is_dir():
         return path

@@ -41,12 +41,14 @@ class Case:
     batch_size: int = 8
     epochs: int = 1
     longest: int | None = None  # tokens of a text: longer ones are cut off
+    precision: str = "float32"  # of both sides
 
 
 TINY = Case("gpt2_tiny, M = 8", 8)
 WIDE = Case("gpt2_tiny of width 128, M = 8", 8, {"width": 128}, 2000)
 SHORT = Case("gpt2_tiny, 4 texts of up to 32 tokens a batch, M = 8", 8, {}, 512, batch_size=4, longest=32)
-SMALL, FULL = [SHORT, TINY], [SHORT, TINY, replace(TINY, name="gpt2_tiny, M = 16", count=16), WIDE]
+HALF = replace(WIDE, name=f"{WIDE.name}, bfloat16", precision="bfloat16")
+SMALL, FULL = [SHORT, TINY], [SHORT, TINY, replace(TINY, name="gpt2_tiny, M = 16", count=16), WIDE, HALF]
 
 
 @functools.cache
@@ -91,6 +93,7 @@ def settings_of(case: Case) -> dict[str, Any]:
     from core.registry import TRAINERS
 
     recipe = {"epochs": case.epochs, "batch_size": case.batch_size, "learning_rate": 1e-3, "peft": LORA}
+    recipe["precision"] = case.precision
     return TRAINERS.bind("transformer", recipe)
 
 
@@ -150,6 +153,7 @@ def hugging_face(case: Case, members: Any, padding: str) -> Callable[[], list[An
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
+            bf16=case.precision == "bfloat16",
             seed=k,
         )
         model = adapter(case, k)
@@ -172,7 +176,7 @@ def check(case: Case) -> float:
     """Both sides, on batches that are the same: the largest difference between two weights of their adapters."""
     import numpy as np
 
-    whole = replace(case, texts=32, batch_size=32, epochs=3)
+    whole = replace(case, texts=32, batch_size=32, epochs=3, precision="float32")
     members = halves(whole)[:2]
     pairs = zip(ours(whole, members)(), hugging_face(whole, members, LONGEST)(), strict=True)
     found = 0.0

@@ -39,7 +39,14 @@ def adapted(base: nn.Module, peft: Mapping[str, Any]) -> PeftModel:
             warnings.simplefilter("ignore")
             return get_peft_model(sharing(base), config)
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"adapters of type {peft['type']}: {error}") from None
+        layers = sorted({name.rpartition(".")[2] for name, module in base.named_modules() if _adaptable(module)})
+        asks = "arget modules" in str(error) or "target_modules" in str(error)
+        hint = f". Its layers are {', '.join(layers)}; `all-linear` names all but the last" if asks else ""
+        raise UserError(f"adapters of type {peft['type']}: {str(error).rstrip('.')}{hint}") from None
+
+
+def _adaptable(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D)
 
 
 def _config(base: nn.Module, peft: Mapping[str, Any]) -> PeftConfig:

@@ -168,6 +168,32 @@ def test_what_needs_texts_is_refused_elsewhere_before_anything_is_trained(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_hostile_token_stays_text():
+    from html.parser import HTMLParser
+
+    from audit import templates
+    from audit.heat_map import Piece
+
+    bad = [
+        "<script>alert(1)</script>",
+        '" onmouseover="alert(1)',
+        "</span></p><img src=x onerror=alert(1)>",
+        "<!--",
+        "{{7*7}}",
+    ]
+    rows = [(0, 1.0, [Piece(text, gain, 62, "more") for text in bad for gain in (None, 1.0)])]
+    template = templates.environment().get_template("token_heat_map.html.j2")
+    html = template.render(rows=rows, against="over </p>", largest=1.0, attack="<b>", target=0)
+    seen, said = [], []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: seen.append((tag, {name for name, _ in attributes}))
+    parser.handle_data, parser.handle_comment = said.append, lambda text: seen.append(("comment", set()))
+    parser.feed(html)
+    assert {tag for tag, _ in seen} == {"style", "p", "span", "h3"}
+    assert set().union(*(names for _, names in seen)) <= {"class", "title", "style"}
+    assert all("".join(said).count(text) == 2 for text in bad)
+
+
 # ---- the heat map's parts --------------------------------------------------------------------------------------
 
 

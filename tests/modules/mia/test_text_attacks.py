@@ -181,6 +181,8 @@ def test_a_table_worked_out_by_hand():
         [[False, True], [True, False]],
     )
     np.testing.assert_allclose(attacked("MinK", {"k": 0.4}, seen), [np.log([0.1, 0.2]).mean(), np.log(0.3)], rtol=1e-5)
+    # Of two tokens, one of probability p < 1/2 stands sqrt((1 - p) / p) below the mean, in standard deviations.
+    np.testing.assert_allclose(attacked("MinK++", {"k": 0.4}, seen), [-2.5, -np.sqrt(0.7 / 0.3)], rtol=1e-5)
     # Windows of 1: better at 0.9 > 0.8, 0.1 > 0.05, 0.2 > 0.1, a draw at 0.6; and 0.5 > 0.25 of three.
     one = {"smallest": 1, "largest": 1, "sizes": 1}
     np.testing.assert_allclose(attacked("WBC", one, seen), [3.5 / 5, 1 / 3])
