@@ -30,7 +30,6 @@ class Order:
     gpus: float
     plugin_files: tuple[str, ...]
     levels: dict[str, int]
-    log_dir: str
     hold: rundir.Hold | None
     token: tuple[str, str]  # a file of run.log_dir, and what the driver wrote into it
 
