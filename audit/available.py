@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from audit.given import ASKS
 from audit.session import Session
 from audit.trace_signals import recorded
-from core.config import Call
+from core.config import Call, min_pairs
 from core.registry import ATTACKS
 
 
@@ -53,6 +53,9 @@ def lacks(session: Session, call: Call) -> list[Lack]:
     if fact("needs_references"):
         sides = ["OUT", "IN"] if needs_in(call) else ["OUT"]
         found += filter(None, (_references(session, side) for side in sides))
+        there, pairs = session.plan.reference_pairs, min_pairs(call)
+        if pairs > max(there, 1):  # less than one shows in the points
+            found.append(Lack(f"references of {pairs} different memberships to rehearse on; there are {there}"))
     return found
 
 

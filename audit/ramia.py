@@ -48,7 +48,21 @@ SIDES = ("RaMIA over the range", "at the center only")
 
 def check(session: Session, **settings: Any) -> None:
     """Everything that can be wrong with the block, at its line; before anything is trained."""
-    setup_of(session, **settings)
+    setup = setup_of(session, **settings)
+    if isinstance(setup.ranges, GivenRanges):  # nothing has to be drawn to know which ranges can be judged
+        held = session.plan.member[:, session.points] | (setup.ranges.others(session) > 0)
+        for target in session.plan.targets:
+            kept = comparable(session, setup, held, pairs_of(session.plan.member), target)
+            both_kinds(session, held[target, kept], target)
+
+
+def both_kinds(session: Session, member: Bool[Array, " n"], target: int) -> None:
+    """Raises UserError where all ranges are members of a target, or none."""
+    if member.all() or not member.any():
+        some, given = "all" if member.any() else "none", session.given is not None
+        raise session.config.error(
+            "ramia" if given else "ramia.range_function", f"{some} of the ranges hold training points of model {target}"
+        )
 
 
 @MODULES.register(
@@ -280,20 +294,33 @@ class Found:
     pair: int  # of the target: twins have one number
 
 
-def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], target: int) -> Found:
-    """Score every range for one target. Its membership is looked up only after the scores are fixed."""
-    config, plan = session.config, session.plan
-    references, pairs = np.array(plan.references_of(target), dtype=int), pairs_of(plan.member)
-    own = plan.member[:, session.points]
-    held = own | (others > 0)
+def comparable(
+    session: Session, setup: Setup, held: Bool[Array, "M N"], pairs: Int[Array, " M"], target: int
+) -> Int[Array, " n"]:
+    """The ranges that a target's references can judge. Raises UserError if there are hardly any."""
+    references = np.array(session.plan.references_of(target), dtype=int)
     compared = held[references] if ATTACKS.fact(setup.base.name, "needs_references", True) else held[:0]
     kept = np.flatnonzero(decidable(compared, pairs[references[: len(compared)]]))
-    if len(kept) < 2:
-        raise config.error(
-            "ramia.range_function",
-            f"{len(session.points) - len(kept)} of {len(session.points)} ranges hold training points of every "
-            "reference model: the ranges are so large that the question has one answer; make them smaller",
-        )
+    if len(kept) >= 2:
+        return kept
+    given = isinstance(setup.ranges, GivenRanges)
+    because = (
+        f"lack a reference model that knows them or one that does not, of target {target}, when some are left "
+        "out to rehearse: more models, or an attack without references, is needed"
+        if given
+        else "hold training points of every reference model: the ranges are so large that the question has one answer; "
+        "make them smaller"
+    )
+    count = f"{len(session.points) - len(kept)} of {len(session.points)} ranges"
+    raise session.config.error("ramia" if given else "ramia.range_function", f"{count} {because}")
+
+
+def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], target: int) -> Found:
+    """Score every range for one target. Its membership is looked up only after the scores are fixed."""
+    plan, pairs = session.plan, pairs_of(session.plan.member)
+    own = plan.member[:, session.points]
+    held = own | (others > 0)
+    kept = comparable(session, setup, held, pairs, target)
     seen = Ranges(session, setup, target, held, pairs, kept)
     rehearsals = REHEARSALS if setup.aggregation is None else 0
     sample_scores, rehearsed, notes = seen.scores(slice(0 if setup.include_center else 1, None), rehearsals)
@@ -311,9 +338,7 @@ def audit_target(session: Session, setup: Setup, others: Int[Array, "M N"], targ
     member, contested = held[target, kept], (held & ~own)[target, kept]
     judged = ~contested if setup.neighbours == "drop" else np.ones(len(kept), dtype=bool)
     member = member[judged]
-    if member.all() or not member.any():
-        some = "all" if member.any() else "none"
-        raise config.error("ramia.range_function", f"{some} of the ranges hold training points of model {target}")
+    both_kinds(session, member, target)
     labels = (SIDES[0], f"{setup.base.label} {SIDES[1]}")
     results = tuple(
         AttackResult(label, setup.base.settings, s, roc(s, member), summarise(s, member), said, 0.0)

@@ -75,7 +75,7 @@ class Board:
         """For rich: a row a node."""
         from rich.table import Table
 
-        table = Table("node", box=None, pad_edge=False, padding=(0, 2), header_style="dim")
+        table = Table(f"{'':10}node", box=None, pad_edge=False, padding=(0, 2), header_style="dim")
         for title in ("running", "done", "failed", "s per unit"):
             table.add_column(title, justify="right")
         for name, node in sorted(self.nodes.items()):

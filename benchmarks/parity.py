@@ -1,6 +1,6 @@
 """Do our models learn and leak what a plain loop's do: test accuracies and attacks' AUC, trained side by side.
 
-python -m benchmarks.parity [--models 8] [--only NAME]
+python -m benchmarks.parity [--models 8] [--seed 0] [--only NAME]
 
 The plain loop, written here: a DataLoader that shuffles, `model(x)`, `loss.backward()`, torch.optim.SGD, cosine. Ours
 is the trainer `sgd` in float32 (perceptrons in a stack) and in bfloat16, which CPUs without such units emulate; its
@@ -46,7 +46,7 @@ OTHERS = (AGAIN, "float32", ASKED, "bfloat16")
 MEASURES = ("test accuracy", "LOSS AUC", "RMIA AUC")
 
 
-def data_of(dataset: str) -> AuditData:
+def data_of(dataset: str, seed: int) -> AuditData:
     """Some records of a dataset's pool, at random, and its whole population."""
     from dataclasses import replace
 
@@ -55,8 +55,8 @@ def data_of(dataset: str) -> AuditData:
     from core.rng import stream
 
     settings = {"num_records": 2 * RECORDS} if dataset == "synthetic_images" else {}
-    data = DATASETS[dataset](Path("data"), 0, **DATASETS.bind(dataset, settings))
-    return replace(data, pool=data.pool.select(stream(0, "pool").permutation(len(data.pool))[:RECORDS]))
+    data = DATASETS[dataset](Path("data"), seed, **DATASETS.bind(dataset, settings))
+    return replace(data, pool=data.pool.select(stream(seed, "pool").permutation(len(data.pool))[:RECORDS]))
 
 
 def plain_loop(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int, rate: float, seed: int) -> None:
@@ -78,7 +78,9 @@ def plain_loop(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, epoch
     network.eval()
 
 
-def trained(case: str, how: str, data: AuditData, pool: Resident, member: np.ndarray) -> list[torch.nn.Module]:
+def trained(
+    case: str, how: str, data: AuditData, pool: Resident, member: np.ndarray, seed: int
+) -> list[torch.nn.Module]:
     """The models of one kind: `plain`, or the precision of ours."""
     import torch
 
@@ -89,17 +91,24 @@ def trained(case: str, how: str, data: AuditData, pool: Resident, member: np.nda
 
     _, model, settings, epochs, rate = CASES[case]
     shape, classes = data.input_shape, data.num_classes
-    networks = [models.build(model, settings, shape, classes, stream(0, "init", k)) for k in range(len(member))]
+    networks = [models.build(model, settings, shape, classes, stream(seed, "init", k)) for k in range(len(member))]
     if how in ("plain", AGAIN):
         for k, network in enumerate(networks):
             rows = torch.as_tensor(np.flatnonzero(member[k]))
-            plain_loop(network, pool.batch(rows).contiguous(), pool.y[rows], epochs, rate, k + 1000 * (how == AGAIN))
+            plain_loop(
+                network,
+                pool.batch(rows).contiguous(),
+                pool.y[rows],
+                epochs,
+                rate,
+                k + 1000 * (how == AGAIN) + 2000 * seed,
+            )
         return networks
     recipe = {"epochs": epochs, "learning_rate": rate, "batch_size": BATCH, "momentum": MOMENTUM}
     recipe |= {"nesterov": True, "weight_decay": DECAY, "precision": how}
     stacks = [list(range(len(member)))] if model == "mlp" else [[k] for k in range(len(member))]
     for part in stacks:
-        streams = [stream(0, "train", k) for k in part]
+        streams = [stream(seed, "train", k) for k in part]
         TRAINERS["sgd"]([networks[k] for k in part], pool, member[part], streams, **TRAINERS.bind("sgd", recipe))
     return networks
 
@@ -134,7 +143,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def compare(case: str, count: int) -> list[dict[str, Any]]:
+def compare(case: str, count: int, seed: int) -> list[dict[str, Any]]:
     """A row for each way of training ours and each measure."""
     from core.rng import stream
     from trainers.resident import Resident
@@ -142,14 +151,14 @@ def compare(case: str, count: int) -> list[dict[str, Any]]:
     def resident(records: Records) -> Resident:
         return Resident.of(records, data.mean, data.std, "cpu")
 
-    data = data_of(CASES[case][0])
+    data = data_of(CASES[case][0], seed)
     pool, population = resident(data.pool), resident(data.population)
-    halves = [stream(0, "half", k).permutation(RECORDS) < RECORDS // 2 for k in range(count // 2)]
+    halves = [stream(seed, "half", k).permutation(RECORDS) < RECORDS // 2 for k in range(count // 2)]
     member = np.stack([side for half in halves for side in (half, ~half)])
     found, networks = {}, []
     for how in ("plain", *OTHERS):
         start = time.process_time()
-        networks = networks if how == ASKED else trained(case, how, data, pool, member)
+        networks = networks if how == ASKED else trained(case, how, data, pool, member, seed)
         found[how] = measured(networks, pool, population, member, "bfloat16" if how == ASKED else "float32")
         print(f"    {case}, {how}: {time.process_time() - start:.0f} CPU-s", flush=True)
     rows = []
@@ -168,6 +177,7 @@ def main() -> None:
     """Print a row for each comparison, then JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=8, help="of each kind, an even number")
+    parser.add_argument("--seed", type=int, default=0, help="records, halves, weights and orders are drawn by it")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     options = parser.parse_args()
     one_thread()
@@ -177,7 +187,7 @@ def main() -> None:
     circumstances = {"device": device(), "versions": versions(*PACKAGES), "load": os.getloadavg()[0]}
     print(*circumstances.values(), time.strftime("%Y-%m-%d"), sep="; ")
     print(f"{'':<48}{'plain':>8}{'ours':>8}{'ours - plain, 95%':>18}")
-    rows = [row for case in CASES if options.only in case for row in compare(case, options.models)]
+    rows = [row for case in CASES if options.only in case for row in compare(case, options.models, options.seed)]
     print(json.dumps(circumstances | {"rows": rows}, default=float))
 
 

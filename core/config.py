@@ -70,7 +70,9 @@ class Run(Block):
         description="where models are trained and queried, to the same bytes: local is this machine, ray a cluster "
         "(pip install -r requirements-ray.txt)",
     )
-    ray: Ray = Field(Ray(), description="of engine ray: {address, gpus_per_unit, cpus_per_unit, max_in_flight}")
+    ray: Ray = Field(
+        Ray.model_validate({}), description="of engine ray: {address, gpus_per_unit, cpus_per_unit, max_in_flight}"
+    )
     time_log: bool = Field(True, description="write report/log_time_analysis.log, the seconds of each stage")
 
 

@@ -347,7 +347,7 @@ def given_signals(draw) -> tuple[dict, dict, dict]:
     for name in {*names, "membership"} - right.keys():
         shape = (MODELS_, POINTS) if "membership" in name else (POINTS,)
         array = draw(odd_arrays(shape))
-        arrays[name] = array > 0 if array.dtype.kind == "f" and draw(st.integers(0, 3)) else array
+        arrays[name] = array > 0 if array.dtype.kind == "f" and draw(st.integers(0, 9)) else array
     block = {"file": "s.npz", "kind": kind, "uncovered": draw(st.sampled_from(["drop", "drop", "error"]))}
     for key in draw(st.sets(st.sampled_from(["axes", "targets", "references", "clip"]), max_size=2)):
         block[key] = draw(

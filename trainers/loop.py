@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,43 @@ class Diverged(Exception):
         self.epoch = epoch
 
 
-def train(
+def train(*arguments: Any, **options: Any) -> None:
+    """Train a model on its members, in place: every step of `training`, which see."""
+    for _ in training(*arguments, **options):
+        pass
+
+
+class Step:
+    """A step of gradient descent on a batch, at a learning rate. The losses of all steps so far are in `total`."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        label_smoothing: float,
+        clip_norm: float | None,
+        precision: str,
+    ) -> None:
+        self.model, self.optimizer, self.device = model, optimizer, device
+        self.label_smoothing, self.clip_norm, self.precision = label_smoothing, clip_norm, precision
+        self.total = torch.zeros((), device=device)
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, rate: float | torch.Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            z = self.model(x)
+        loss = F.cross_entropy(z.float(), y, label_smoothing=self.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.total += loss.detach()
+
+
+def training(
     model: torch.nn.Module,
     data: Resident,
     member: Bool[Array, " D"],
@@ -49,9 +86,11 @@ def train(
     clip_norm: float | None,
     precision: str,
     after_epoch: Callable[[], None] | None = None,
-) -> None:
-    """Train `model` on its members, in place, and leave it in evaluation mode on the data's device.
+    make_step: Callable[..., Step] = Step,
+) -> Iterator[None]:
+    """Train `model` on its members, in place, a step each time the next one is asked for.
 
+    At the end the model is in evaluation mode on the data's device.
     after_epoch: called at the end of each epoch; it may leave the model in any mode and draw nothing from torch.
     shift: augment images, with shifts of at most so many pixels; None for no augmentation.
     precision: float32, or bfloat16 (autocast: products and convolutions; weights stay float32).
@@ -60,28 +99,19 @@ def train(
     layout = torch.channels_last if data.is_image and data.device.type != "mps" else torch.contiguous_format
     model.to(device=data.device, memory_format=layout).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = make_optimizer(parameters)
+    step = make_step(model, make_optimizer(parameters), data.device, label_smoothing, clip_norm, precision)
     average = MovingAverage([v for v in model.state_dict().values() if v.is_floating_point()], ema) if ema else None
     with seeded(rng, data.device):
         for epoch, epoch_rates in enumerate(rates, start=1):
-            total = torch.zeros((), device=data.device)
+            step.total.zero_()
             epoch_batches = draw_epoch(data, member, rng, batch_size, shift)
             for (x, y), rate in zip(epoch_batches, epoch_rates.tolist(), strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                with torch.autocast(data.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                    z = model(x)
-                loss = F.cross_entropy(z.float(), y, label_smoothing=label_smoothing)
-                optimizer.zero_grad()
-                loss.backward()
-                if clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
-                optimizer.step()
+                step(x, y, rate)
                 if average:
                     average.update()
-                total += loss.detach()
+                yield
             norms = torch.stack([p.detach().norm() for p in parameters])
-            if not (total + norms.sum()).isfinite():
+            if not (step.total + norms.sum()).isfinite():
                 raise Diverged(epoch)
             if after_epoch:
                 after_epoch()

@@ -39,7 +39,7 @@ def _width(settings: Mapping[str, Any], build: Callable[[], torch.nn.Module], de
     "sgd",
     summary="SGD, Adam or AdamW in mini-batches, with a learning rate schedule",
     width=_width,
-    without_effect=("stack",),  # on what is trained: it is in no stamp
+    without_effect=("stack", "cuda_graphs"),  # on what is trained: they are in no stamp
 )
 def sgd(
     models: list[torch.nn.Module],
@@ -66,6 +66,7 @@ def sgd(
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
     record_losses: bool | Literal["all"] = False,
     stack: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
+    cuda_graphs: bool = False,
 ) -> list[torch.nn.Module]:
     """Train each model on its members by gradient descent; the trained models are in evaluation mode.
 
@@ -95,8 +96,10 @@ def sgd(
         LT-IQR: costs a forward pass an epoch, and models are trained one by one. all: keep the log-odds of the whole
         pool as well (model_<id>.trace.npy), for the attack TrainingTrajectory
     - stack: how many models are trained at once, to the same bytes; auto chooses for the device and the model
+    - cuda_graphs: on a GPU, capture the steps of SGD without dropout as CUDA graphs, several models side by side; not
+        yet run or measured on a GPU, so off
     """
-    from trainers import loop
+    from trainers import graphs, loop
     from trainers import stack as stacks
 
     _check(models, data, members, streams, augment, warmup_epochs, epochs)
@@ -110,7 +113,10 @@ def sgd(
         "clip_norm": clip_norm,
         "precision": chosen,
     }
-    width = 1 if layers is None else len(models)
+    of_graphs = {"cuda_graphs": cuda_graphs, "optimizer": optimizer, "record_losses": record_losses}
+    graphed = layers is None and all(graphs.suits(model, of_graphs, data.device) for model in models)
+    shift = math.floor(augment_shift * data.x.shape[2]) if augment else None
+    width = len(models) if layers is not None or graphed else 1
     for part in stacks.of_one_size(members, width):
         steps = len(batches(int(members[part[0]].sum()), batch_size))
         rates = learning_rates(
@@ -121,8 +127,13 @@ def sgd(
         try:
             if layers is not None:
                 stacks.train(own, layers, data, members[part], own_streams, rates=rates, **options)
+            elif graphed:
+                options |= {"shift": shift, "make_step": graphs.Captured}
+                given = zip(own, members[part], own_streams, strict=True)
+                graphs.train(
+                    [loop.training(model, data, *of, rates=rates, **options) for model, *of in given], data.device
+                )
             else:
-                shift = math.floor(augment_shift * data.x.shape[2]) if augment else None
                 trace: list[np.ndarray] = []
                 seen = None if record_losses == "all" else np.flatnonzero(members[part[0]])
                 record = partial(_record, trace, *own, data, seen) if record_losses else None
@@ -142,7 +153,10 @@ def sgd(
                 "or set train.clip_norm"
             ) from None
     for model in models:
-        model.trained = {"precision": chosen, "method": "products" if layers else "loop"}  # what the stamp records
+        model.trained = {
+            "precision": chosen,
+            "method": "products" if layers else "graphs" if graphed else "loop",
+        }  # what the stamp records
     return models
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from trainers import graphs
 from trainers.loop import precision_of
 from trainers.stack import layers_of
 
-# Figures: python -m benchmarks.training --widths, documentation/benchmarks.md. Small networks are bound by the dispatch of operations, larger ones by the
-# cache that a stack's weights and activations must fit into; a GPU (not measured yet) has neither limit so soon.
+# Measured: python -m benchmarks.training --widths, documentation/benchmarks.md. Small networks are bound by dispatch
+# and gain from every further model; of larger ones 16 are about as fast as more, in less memory. On a GPU: a guess.
 SMALL = 16_384  # weights
 MOST = {"cpu": (64, 16), "cuda": (256, 256)}  # of networks with at most SMALL weights, and of larger ones
 
@@ -23,6 +24,9 @@ def width(settings: Mapping[str, Any], model: torch.nn.Module, device: torch.dev
     how = f"in {precision}{emulated(precision, device)}"
     singly = [f"train.{key}" for key in ("augment", "record_losses") if settings.get(key)]
     layers = None if singly else layers_of(model)
+    if layers is None and graphs.suits(model, settings, device):
+        chosen = asked if asked != "auto" else graphs.TOGETHER
+        return chosen, f"up to {chosen} side by side as CUDA graphs (train.stack: {asked}; not yet measured), {how}"
     if layers is None:
         why = " and ".join(singly) or "no plain perceptron"
         return 1, f"one after another ({why}), {how}"

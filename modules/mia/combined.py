@@ -124,7 +124,7 @@ def shared(evidence: Evidence, settings: Settings) -> Learnt:
             f"{NAME} learns from references attacked by the others, and needs audit.num_ref_models of at least "
             f"{_pairs(settings)}; there are {there}"
         )
-    learnt = _learnt(rehearsals, [name for name, _ in calls])
+    learnt = _learnt(rehearsals, _labels(calls))
     facts = [ATTACKS.fact(name, "shared") for name, _ in calls]
     given = tuple((of(evidence, own),) if of else () for of, (_, own) in zip(facts, calls, strict=True))
     return Learnt(*learnt, given)
@@ -197,6 +197,16 @@ def _rehearsed(
             with quiet("modules.mia"):
                 scores = [np.asarray(ATTACKS[name](rehearsal, **own), dtype=np.float64) for name, own in calls]
             yield pair, np.stack(scores, axis=1), member
+
+
+def _labels(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Names, with the settings that tell apart those of one name."""
+    found = []
+    for name, own in calls:
+        others = [settings for other, settings in calls if other == name]
+        differ = [f"{key}={value}" for key, value in own.items() if any(of[key] != value for of in others)]
+        found.append(f"{name} ({', '.join(differ)})" if differ else name)
+    return found
 
 
 def _learnt(

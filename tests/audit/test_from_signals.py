@@ -215,6 +215,17 @@ def test_check_says_what_can_run_and_what_the_others_lack(world, tmp_path, capsy
     assert not (tmp_path / "run").exists()
 
 
+def test_an_attack_that_rehearses_needs_references_of_two_memberships(world, tmp_path, capsys):
+    few = {key: world[key][:2] for key in ("signals", "membership")}
+    np.savez(tmp_path / "few.npz", **few, labels=world["labels"])
+    path = write(tmp_path, {"file": tmp_path / "few.npz", "kind": "logits"}, {"algorithm": "LOSS"})
+    assert main.main(["--cf", str(path), "--check"]) == 0
+    said = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("          ")}
+    assert said["Combined"].endswith("references of 2 different memberships to rehearse on; there are 1")
+    assert "rehearse" not in said["LiRA"] + said["QMIA"] and "the records themselves" in said["QMIA"]
+    assert "what is recorded while the models are trained" in said["TrainingTrajectory"]
+
+
 def test_points_without_a_reference_stop_the_attacks_that_need_one_or_are_left_out(world, tmp_path):
     settings = {"file": tmp_path / "whole.npz", "kind": "logits"}
     assert len(session(tmp_path, settings, {"algorithm": ["LOSS", "AttackP"]}).points) == N

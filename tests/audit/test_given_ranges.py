@@ -175,6 +175,8 @@ def test_the_original_tools_samples_are_found(arrays, tmp_path):
         ({}, {"range_function": "l2", "radius": 1}, "ramia.range_function: the samples were given"),
         ({}, {"center": "perturbed"}, "ramia.center: the samples were given"),
         ({}, {"attack": "RMIA"}, "ramia.attack: RMIA lacks population points"),
+        ({"range_membership": np.ones((M, N), bool)}, {}, "ramia: 240 of 240 ranges lack a reference model"),
+        ({"range_membership": np.ones((M, N), bool)}, {"attack": "LOSS"}, "all of the ranges hold training points"),
         ({}, {"aggregation": {"name": "top_k", "k": 9}}, "the top 9 of 6 samples"),
     ],
 )

@@ -31,7 +31,7 @@ audit: {algorithm: LOSS}
         ({}, 1, 0, 0),
         ({"CPU": 8.0}, 1, 1, 0),
         ({"CPU": 8.0, "GPU": 2.0}, 1, 1, 2),
-        ({"CPU": 8.0, "GPU": 2.0}, 1, 0.3, 6),  # three on each: none has parts of two
+        ({"CPU": 8.0, "GPU": 2.0}, 1, 0.4, 4),  # two on each: none has parts of two
         ({"CPU": 4.0, "GPU": 2.0}, 1, 0.25, 4),
         ({"CPU": 8.0, "GPU": 5.0}, 1, 2, 2),
     ],

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 import main
 from audit.pipeline import prepared
 from audit.signals import evidence
-from audit.training import losses_path, trace_path
+from audit.trace_signals import column
+from audit.training import load_model, losses_path, trace_path
 from core.config import load
 from core.errors import UserError
 from core.rng import stream
@@ -49,7 +50,19 @@ def test_every_model_teaches_a_student_of_its_own_from_the_same_start(finished):
     over_time = evidence(prepared(load(finished)), 0).also[distilled_of(settings).name]
     assert over_time.target.shape == (2, 120) and np.isfinite(over_time.references).all()
     apart = abs(over_time.references[0] - over_time.references[1]).mean()
-    assert 0 < apart < abs(over_time.references[0]).mean()  # they differ by their teaching alone
+    assert 0 < apart < abs(over_time.references[0]).mean()
+
+
+def test_two_models_that_say_the_same_have_the_same_student(finished):
+    session, signal = prepared(load(finished)), distilled_of({"epochs": 2, "learning_rate": 1e-3, "batch_size": 64})
+    data, network = session.data, load_model(session, 0, torch.device("cpu"))
+    points, population = (
+        Resident.of(records.select(index), data.mean, data.std, "cpu")
+        for records, index in ((data.pool, session.points), (data.population, session.population))
+    )
+    one, other = (column(session, model, network, points, population, signal) for model in (0, 3))
+    assert np.array_equal(one, other)
+    np.testing.assert_allclose(one, evidence(session, 0).also[signal.name].target, rtol=1e-5, atol=1e-6)
 
 
 def records(name, count=90):

@@ -61,6 +61,16 @@ def test_non_members_lie_above_the_predicted_quantile_as_often_as_they_should(un
     assert oracle_auc(1.0) - 0.025 < found < oracle_auc(1.0) + 3 * auc_error(member)
 
 
+def test_held_out_records_lie_below_each_quantile_as_often_as_they_should(uneven):
+    x, value, *_ = uneven
+    levels = np.array([0.1, 0.5, 0.9, 0.98])
+    _, held = boosted_quantiles(x[:300], CATEGORICAL, value[:300], x[:1], stream(15, "folds"), levels)
+    assert (abs((value[:300] <= held).mean(axis=1) - levels) < 1.5 / 300).all()
+    data, value, *_ = images(16, 90)
+    _, held = convnet(data, value, data, 2, stream(17, "net"), levels)
+    assert (abs((value <= held).mean(axis=1) - levels) < 1.5 / 90).all()
+
+
 def test_where_records_tell_nothing_there_is_one_distribution_for_all():
     draw = stream(4, "noise")
     x, value = draw.random((400, 5)), 3 + 2 * draw.standard_normal(400)

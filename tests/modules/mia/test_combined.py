@@ -143,6 +143,8 @@ def test_a_useless_attack_beside_a_good_one_does_no_harm_and_what_was_chosen_is_
     scores = ATTACKS["Combined"](evidence, **bound("LOSS", "Calibration"))
     assert naive_auc(scores, member) > naive_auc(ATTACKS["Calibration"](evidence), member) - auc_error(member)
     assert "held-out AUC in rehearsals: all 0.7" in caplog.text and "LOSS 0.5" in caplog.text
+    calls = module._calls(bound("LOSS", "LiRA", {"name": "LiRA", "mode": "offline"}))
+    assert module._labels(calls) == ["LOSS", "LiRA (mode=online)", "LiRA (mode=offline)"]
 
 
 def test_the_runs_other_attacks_are_combined_where_none_are_named():
