@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 KIND = "quantiles"
 WORDS, DIRECTIONS = 2**14, 24  # of texts: hashed n-grams, and what they are projected to
 CATEGORIES = 255  # more than so many classes are too many for a categorical feature
-# Images below which trees on pixels predict held-out records at least as well as a convnet (digits, 449: 36 to 41% of
-# the variance against 10 to 18%; mnist5k, 1,250: 62 to 66% against 60 to 65%; of two models each).
+# Images below which trees on pixels predict held-out records at least as well as a convnet (digits, 449: 27 to 41% of
+# the variance against 10 to 18%; mnist5k, 1,250: 62 to 66% against 60 to 65%; of two or three models each).
 MANY = 2000
 FEWEST = 20  # population records below which a regression has nothing to learn from
 
