@@ -271,7 +271,7 @@ def make(path: Path, settings: Mapping[str, Any], write: Callable[[BinaryIO], An
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """`train.epochs 20, now 5; train.momentum 0.9, now unset`."""
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if (key in old, old.get(key)) != (key in new, new.get(key))]
     return "; ".join(f"{key} {_show(old, key)}, now {_show(new, key)}" for key in keys)
 
 

@@ -197,3 +197,9 @@ def test_an_array_that_does_not_fit_on_a_full_disk_is_said_to_need_space():
     """numpy reports a short write without its reason: seen on a file system of 600 kB."""
     error = rundir.unwritable(Path("a.npy"), OSError("1348 requested and 992 written"))
     assert "a.npy cannot be written (No space left on device): free some space" in str(error)
+
+
+def test_a_setting_that_an_older_version_did_not_have_is_named_even_if_it_is_null(tmp_path):
+    make(tmp_path / "a.bin", {"n": 1}, b"old")
+    with pytest.raises(StaleArtefact, match=r"was made with m unset, now null: choose another"):
+        rundir.is_made(tmp_path / "a.bin", {"n": 1, "m": None})
