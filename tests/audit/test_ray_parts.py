@@ -179,7 +179,7 @@ def worker(tmp_path, monkeypatch):
     def made(*, shares):
         token = (str(run / "token"), "mine" if shares else "another's")
         hold = rundir.Hold(run / ".lock", "held")
-        order = ray_worker.Order(1, 0.0, (), dict.fromkeys(ROOTS, logging.INFO), str(run), hold, token)
+        order = ray_worker.Order(1, 0.0, (), dict.fromkeys(ROOTS, logging.INFO), hold, token)
         return ray_worker.Worker(order), run
 
     yield made
