@@ -11,8 +11,9 @@ from numpy import ndarray as Array
 from pydantic import ValidationError
 
 from audit.given import ASKS
+from audit.quantile_signals import lack as of_quantiles
 from audit.session import Session
-from audit.trace_signals import recorded
+from audit.trace_signals import lack as of_traces
 from core.config import Call, min_pairs
 from core.registry import ATTACKS
 
@@ -40,10 +41,9 @@ def lacks(session: Session, call: Call) -> list[Lack]:
         found.append(Lack("class labels"))
     if fact("needs_population") and not len(session.population):
         found.append(Lack("population points"))
-    signals = fact("signals")
-    traced = signals and any(signal.kind == "trace" for signal in signals(call.settings))
-    if traced and not session.given and not recorded(session):
-        found.append(Lack("log-odds recorded in training (train.record_losses: all)"))
+    if (signals := fact("signals")) and not session.given:
+        of_each = [of(session, signal) for signal in signals(call.settings) for of in (of_quantiles, of_traces)]
+        found += [Lack(what) for what in of_each if what]
     if signals and session.given and not all(map(session.given.has, signals(call.settings))):
         missing = [signal for signal in signals(call.settings) if not session.given.has(signal)]
         names = ", ".join(signal.name for signal in missing)

@@ -258,7 +258,6 @@ class Cluster:
             gpus=self.gpus,
             plugin_files=(),
             levels={name: logging.getLogger(name).getEffectiveLevel() for name in logs.ROOTS},
-            log_dir=str(self.run.log_dir.absolute()),
             hold=rundir.held(),
             token=self.token,
         )

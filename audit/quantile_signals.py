@@ -25,33 +25,39 @@ log = logging.getLogger(__name__)
 KIND = "quantiles"
 WORDS, DIRECTIONS = 2**14, 24  # of texts: hashed n-grams, and what they are projected to
 CATEGORIES = 255  # more than so many classes are too many for a categorical feature
-# Images below which trees on pixels predict held-out records at least as well as a convnet (digits, 449: 36 to 41% of
-# the variance against 10 to 18%; mnist5k, 1,250: 62 to 66% against 60 to 65%; of two models each).
+# Images below which trees on pixels predict held-out records at least as well as a convnet (digits, 449: 27 to 41% of
+# the variance against 10 to 18%; mnist5k, 1,250: 62 to 66% against 60 to 65%; of two or three models each).
 MANY = 2000
 FEWEST = 20  # population records below which a regression has nothing to learn from
 
 
 def check(session: Session, signals: Sequence[Signal]) -> None:
     """UserError for regressions that these records cannot give; before anything is trained."""
-    for signal in (signal for signal in signals if signal.kind == KIND):
-        options = dict(signal.options)
-        if options["regressor"] == "convnet" and not session.data.is_image:
-            raise session.config.error("audit.algorithm", "QMIA: a convnet needs images: use regressor: boosting")
-        if len(session.population) < FEWEST:
-            raise session.config.error(
-                "audit.algorithm",
-                f"QMIA learns from the population, which has {len(session.population)} records: it needs {FEWEST}",
-            )
+    for signal in signals:
+        if what := lack(session, signal):
+            raise session.config.error("audit.algorithm", f"QMIA lacks {what}")
+
+
+def lack(session: Session, signal: Signal) -> str | None:
+    """What a regression needs and the records do not have, in words."""
+    if signal.kind != KIND:
+        return None
+    if dict(signal.options)["regressor"] == "convnet" and not session.data.is_image:
+        return "images for a convnet: use regressor: boosting"
+    if len(session.population) < FEWEST:
+        return f"{FEWEST} population records to learn from; there are {len(session.population)}"
+    return None
 
 
 def asked(session: Session, model: int, signal: Signal) -> bool:
     """Whether this model gets a regression: targets; all models where an attack of the run rehearses with it."""
-    return signal.kind != KIND or of_all(session) or model in session.plan.targets
+    return signal.kind != KIND or model in session.plan.targets or _of_all(session, signal)
 
 
-def of_all(session: Session) -> bool:
-    """Whether references have regressions, too."""
-    return any(ATTACKS.fact(call.name, "rehearses_others") for call in session.config.attacks)
+def _of_all(session: Session, signal: Signal) -> bool:
+    """Whether references have this regression, too: an attack that rehearses others rehearses with it."""
+    rehearsing = [call for call in session.config.attacks if ATTACKS.fact(call.name, "rehearses_others")]
+    return any(signal in ATTACKS.fact(call.name, "signals")(call.settings) for call in rehearsing)
 
 
 def of_signal(signal: Signal) -> Signal:

@@ -30,7 +30,6 @@ class Order:
     gpus: float
     plugin_files: tuple[str, ...]
     levels: dict[str, int]
-    log_dir: str
     hold: rundir.Hold | None
     token: tuple[str, str]  # a file of run.log_dir, and what the driver wrote into it
 
@@ -66,8 +65,10 @@ class Worker:
         import modules.mia  # noqa: F401
         import trainers  # noqa: F401
         from audit.session import make_reproducible
+        from audit.workers import keep_memory
 
         make_reproducible(order.threads)
+        keep_memory()
         for file in order.plugin_files:
             plugins.load(Path(file))
         self.order, self.stage, self.work = order, -1, None

@@ -24,25 +24,24 @@ KINDS = (TRACE, DISTILLED)
 FEWEST = 20  # population records that a student can learn anything from
 
 
-def recorded(session: Session) -> bool:
-    """Whether all models of the run are trained here, with their log-odds recorded."""
-    trainer = session.config.trainer
-    return bool(trainer and trainer.settings.get("record_losses") == "all" and not session.brought)
-
-
 def check(session: Session, signals: Sequence[Signal]) -> None:
     """UserError for trajectories that these models cannot give; before anything is trained."""
-    config, kinds = session.config, {signal.kind for signal in signals}
-    if TRACE in kinds and not recorded(session):
-        here = "models that are trained here by train.trainer: sgd"
-        raise config.error("audit.algorithm", f"TrainingTrajectory needs train.record_losses: all, of {here}")
-    if DISTILLED in kinds:
-        if MODELS.fact(config.model.name, "kind") == "estimator":
-            said = f"{config.model.name} is fitted at once, and no student can be trained epoch by epoch"
-            raise config.error("audit.algorithm", f"LossTrajectory: {said}")
-        if len(session.population) < FEWEST:
-            there = f"which has {len(session.population)} records: it needs {FEWEST}"
-            raise config.error("audit.algorithm", f"LossTrajectory teaches a student by the population, {there}")
+    for signal in signals:
+        if what := lack(session, signal):
+            name = "TrainingTrajectory" if signal.kind == TRACE else "LossTrajectory"
+            raise session.config.error("audit.algorithm", f"{name} lacks {what}")
+
+
+def lack(session: Session, signal: Signal) -> str | None:
+    """What a trajectory needs and the models do not have, in words."""
+    trainer, model = session.config.trainer, session.config.model
+    if signal.kind == TRACE and (session.brought or not trainer or trainer.settings.get("record_losses") != "all"):
+        return "what is recorded in training: set train.record_losses: all (of models trained here, trainer sgd)"
+    if signal.kind == DISTILLED and MODELS.fact(model.name, "kind") == "estimator":
+        return f"a model that is trained in epochs: {model.name} is fitted at once"
+    if signal.kind == DISTILLED and len(session.population) < FEWEST:
+        return f"{FEWEST} population records to teach a student by; there are {len(session.population)}"
+    return None
 
 
 def stamp(session: Session, signal: Signal) -> dict[str, Any]:

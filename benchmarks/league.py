@@ -36,6 +36,8 @@ PAIRS = (1, 2, 4, 8, 16, 64)
 TARGETS = 10
 FPRS = (0.01, 0.001)
 MODES = (("LiRA", {"mode": "offline"}), ("LabelRobustness", {"mode": "online"}))  # beside the default settings
+ASK_AGAIN = {"robust_label", "boundary"}  # signals of records that are altered
+TRAIN_AGAIN = {"distilled"}  # signals that take a training for each model: only with --full
 NEVER = 0  # the column of attacks that have no references
 
 
@@ -106,7 +108,7 @@ class Measured:
 # --- one case ----------------------------------------------------------------------------------------------------
 
 
-def prepared_case(case: Case, folder: Path, pairs: int, targets: int, workers: str) -> Session:
+def prepared_case(case: Case, folder: Path, pairs: int, targets: int, workers: str, full: bool = False) -> Session:
     """Its models trained, and asked for all that its attacks read."""
     import torch
 
@@ -132,28 +134,35 @@ def prepared_case(case: Case, folder: Path, pairs: int, targets: int, workers: s
     config = load(written)
     make_reproducible(config.run.threads)
     session = prepared(config)
-    session = replace(session, config=replace(session.config, attacks=tuple(attacks_of(session, case))))
+    session = replace(session, config=replace(session.config, attacks=tuple(attacks_of(session, case, full))))
     with rundir.lock(config.run.log_dir):
         train_missing(session, torch.device("cpu"))
         compute_missing(session, torch.device("cpu"))
     return session
 
 
-def attacks_of(session: Session, case: Case) -> list[Call]:
+def attacks_of(session: Session, case: Case, full: bool = False) -> list[Call]:
     """The registered attacks that can run on this case, by their default settings."""
     from audit.available import lacks, runnable
+    from audit.pipeline import _check_attacks
     from core.config import Call
+    from core.errors import UserError
     from core.registry import ATTACKS
 
-    def asks_again(call: Call) -> bool:
+    def wanted(call: Call) -> bool:
         signals = ATTACKS.fact(call.name, "signals")
-        return any(
-            signal.kind in ("robust_label", "boundary") for signal in (signals(call.settings) if signals else ())
-        )
+        kinds = {signal.kind for signal in signals(call.settings)} if signals else set()
+        if (kinds & ASK_AGAIN and not case.asks) or (kinds & TRAIN_AGAIN and not full):
+            return False
+        try:
+            _check_attacks(replace(session, config=replace(session.config, attacks=(call,))))
+        except UserError:  # the models of the case do not give what it reads
+            return False
+        return True
 
     others = [Call(name, ATTACKS.bind(name, given), given) for name, given in MODES]
     calls = [*runnable(session), *(call for call in others if not lacks(session, call))]
-    return [call for call in calls if case.asks or not asks_again(call)]
+    return [call for call in calls if wanted(call)]
 
 
 def with_pairs(session: Session, pairs: int) -> Session:
@@ -342,7 +351,7 @@ def main() -> None:
         if options.only not in case.name or (case.full and not options.full):
             continue
         start, spent = time.perf_counter(), time.process_time()
-        session = prepared_case(case, options.folder, max(pairs), targets, options.workers)
+        session = prepared_case(case, options.folder, max(pairs), targets, options.workers, options.full)
         measured, failed = measure(session, pairs)
         of_case = rows_of(case, session, measured)
         rows += of_case

@@ -55,14 +55,28 @@ class Command:
     def output(self):
         return self.told.read_text()
 
-    def until(self, condition, seconds=120):
+    def gate(self):
+        """From here on models wait for tickets, until the gate is opened."""
+        (self.folder / "gate").touch()
+
+    def let_pass(self, count):
+        """Let so many models be trained, and wait until they are."""
+        there = len(self.finished())
+        for k in range(count):
+            (self.folder / f"ticket_{there + k}").touch()
+        self.until(lambda: len(self.finished()) == there + count)
+
+    def open(self):
+        (self.folder / "gate").unlink()
+
+    def until(self, condition, seconds=300):
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None and time.monotonic() < deadline, self.output()
             time.sleep(0.02)
 
     def end(self):
-        assert self.process.wait(180) == 0, self.output()
+        assert self.process.wait(300) == 0, self.output()
 
     def finished(self):
         return kill.finished(self.log_dir)

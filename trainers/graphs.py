@@ -66,10 +66,10 @@ class Captured(Step):
         self.replay()
 
     def _captured(self) -> bool:
-        step = super().__call__
+        step, fixed = super().__call__, (self.x, self.y, self.rate)
         self.optimizer.zero_grad()  # so that the backward pass makes gradients in the graph's own memory
         try:
-            self.replay = self.capture(lambda: step(self.x, self.y, self.rate))
+            self.replay = self.capture(lambda: step(*fixed))
         except RuntimeError as error:
             self.broken = True
             reason = str(error).partition("\n")[0]

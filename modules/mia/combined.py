@@ -65,8 +65,16 @@ def can_be_rehearsed(name: str, settings: Settings) -> bool:
 
 
 def completed(settings: Settings, others: Iterable[Any]) -> dict[str, Any]:
-    """The settings, with the run's other attacks where they name none, if there are two that can be rehearsed."""
-    usable = [call for call in others if can_be_rehearsed(call.name, call.settings)]
+    """The settings, with the run's other attacks where they name none, if there are two that can be rehearsed.
+
+    An attack that spares the references hundreds of questions each (LabelDistance alone) is left out unless named.
+    """
+
+    def asked(call: Any) -> bool:
+        asks = ATTACKS.fact(call.name, "asks_references", lambda settings: True)
+        return can_be_rehearsed(call.name, call.settings) and asks(call.settings)
+
+    usable = [call for call in others if asked(call)]
     if settings["attacks"] is not None or len(usable) < 2:
         return dict(settings)
     return {**settings, "attacks": tuple({"name": call.name, **call.settings} for call in usable)}

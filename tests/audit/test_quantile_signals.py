@@ -43,6 +43,9 @@ def test_targets_have_regressions_and_references_only_where_they_are_rehearsed(t
     (name,) = (name for name in evidence(session, 0).also if name.startswith("quantiles"))
     seen = evidence(session, 0).also[name]
     assert seen.target.shape == (2, 120) and np.isnan(seen.references).all() and seen.population.shape == (2, 0)
+    path = config(tmp_path, "[QMIA, {name: Combined, attacks: [LOSS, LiRA]}]")
+    assert main.main(["--cf", str(path)]) == 0
+    assert regressions(tmp_path / "run") == ["model_0"]  # the others are not rehearsed with it
     path = config(tmp_path, "[LOSS, QMIA, LiRA, Combined]")
     assert main.main(["--cf", str(path)]) == 0
     assert regressions(tmp_path / "run") == ["model_0", "model_2", "model_3", "model_4", "model_5"]
@@ -101,8 +104,8 @@ def test_texts_are_told_apart_by_counts_and_hashed_words(tmp_path):
 @pytest.mark.parametrize(
     ("algorithm", "more", "said"),
     [
-        ("[{name: QMIA, regressor: convnet}]", [], "a convnet needs images"),
-        ("[QMIA]", ["audit.population_size=10"], "has 10 records: it needs 20"),
+        ("[{name: QMIA, regressor: convnet}]", [], "lacks images for a convnet"),
+        ("[QMIA]", ["audit.population_size=10"], "20 population records to learn from; there are 10"),
     ],
 )
 def test_what_cannot_be_learnt_is_said_before_anything_is_trained(tmp_path, algorithm, more, said):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import main as command
-from audit.heat_map import half_of_the_gain, pieces
+from audit.heat_map import STRONGEST, half_of_the_gain, pieces
 from core.rng import stream
 from tests.language import tiny_bert, tiny_gpt2
 
@@ -210,4 +210,4 @@ def test_tokens_that_share_the_bytes_of_a_letter_are_shown_as_one():
     )
     assert [(piece.text, piece.gain) for piece in found] == [("a", None), ("😀", 3.0), ("!", -4.0)]
     assert [piece.kind for piece in found][1:] == ["more", "less"]
-    assert found[2].weight == 62
+    assert found[2].weight == STRONGEST

@@ -114,9 +114,13 @@ def test_a_student_never_hears_what_its_teacher_says_of_the_points():
 @pytest.mark.parametrize(
     ("algorithm", "change", "said"),
     [
-        ("[TrainingTrajectory]", (",\n    record_losses: all", ""), "needs train.record_losses: all"),
-        ("[TrainingTrajectory]", ("record_losses: all", "record_losses: true"), "needs train.record_losses: all"),
-        ("[LossTrajectory]", ("population_size: 60", "population_size: 9"), "has 9 records: it needs 20"),
+        ("[TrainingTrajectory]", (",\n    record_losses: all", ""), "set train.record_losses: all"),
+        ("[TrainingTrajectory]", ("record_losses: all", "record_losses: true"), "set train.record_losses: all"),
+        (
+            "[LossTrajectory]",
+            ("population_size: 60", "population_size: 9"),
+            "20 population records to teach a student by; there are 9",
+        ),
         (
             "[LossTrajectory]",
             (
