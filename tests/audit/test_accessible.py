@@ -201,7 +201,7 @@ def test_names_of_any_length_and_direction_do_not_disturb_the_page():
     text = page(replace(result, risk=risk, dataset=long), tables.averages(result))
     assert "x" * 121 not in text and "x" * 119 + "…" in text
     assert f"<bdi>{reversed_}</bdi>" in text
-    assert "overflow-wrap: anywhere" in CSS[CSS.index("body {") : CSS.index("}", CSS.index("body {"))]
+    assert "overflow-wrap: break-word" in CSS[CSS.index("body {") : CSS.index("}", CSS.index("body {"))]
 
 
 def test_the_verdict_says_what_was_not_tested():
