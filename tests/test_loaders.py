@@ -97,6 +97,7 @@ OURS = {
     "audit/ray_worker.py": "what the driver of a run hands to its workers",
     "audit/screening.py": "files of the run directory",
     "audit/signals.py": "files of the run directory",
+    "audit/trace_signals.py": "files of the run directory",
     "audit/training.py": "files of the run directory",
     "audit/workers.py": "what this process hands to its workers",
     "core/claims.py": "claims in the run directory",
