@@ -81,9 +81,8 @@ def with_signals(evidence: Evidence, signals: Iterable[Signal]) -> Evidence:
     Of a text world, those that only language models have are there already, by their kind alone.
     """
     if evidence.text is not None:
-        of_text = {s.name: evidence.also[s.kind] for s in signals if not s.of_population}
-        others = {s.name: _in(evidence, s) for s in signals if s.of_population and s != LOG_ODDS}
-        return replace(evidence, also={**evidence.also, **of_text, **others})
+        further = {s.name: evidence.also.get(s.kind) or _in(evidence, s) for s in signals if s != LOG_ODDS}
+        return replace(evidence, also={**evidence.also, **further})
     return replace(evidence, also={s.name: _in(evidence, s) for s in signals if s != LOG_ODDS})
 
 
