@@ -274,7 +274,8 @@ def load(file: Path, overrides: list[str] | None = None) -> Config:
     used = _used(origin, raw)
     data, dataset = _block_and_call("data", "dataset", DATASETS, raw, mistakes) if "data" in used else (None, None)
     model, train, trainer = _training(raw, origin, mistakes) if "train" in used else (None, None, None)
-    attacks = _attacks(audit, origin, mistakes) if audit and origin else ()
+    readable, wrong = (audit, set()) if audit else _readable("audit", raw, mistakes)
+    attacks = _attacks(readable, origin, mistakes, wrong) if readable and origin else ()
     modules = [
         _bound(MODULES, name, _mapping(name, raw, mistakes), (name,), mistakes, (name,))
         for name in _modules(origin, raw, mistakes)
@@ -370,6 +371,14 @@ def _block(name: str, raw: Mapping[str, Any], mistakes: Mistakes) -> Any:
     return _checked(BLOCKS[name], _mapping(name, raw, mistakes), (name,), mistakes)
 
 
+def _readable(name: str, raw: Mapping[str, Any], mistakes: Mistakes) -> tuple[Any, set[Any]]:
+    """A block without its wrong keys, so that what hangs on the others is checked in the same go; and those keys."""
+    wrong = {path[1] for path, _ in mistakes if len(path) > 1 and path[0] == name}
+    values = raw.get(name)
+    rest = {key: value for key, value in values.items() if key not in wrong} if isinstance(values, dict) else {}
+    return (_checked(BLOCKS[name], rest, (name,), Mistakes()) if rest else None), wrong
+
+
 def _block_and_call(
     name: str, key: str, registry: Registry, raw: Mapping[str, Any], mistakes: Mistakes, default: str | None = None
 ) -> tuple[Any, Call | None]:
@@ -441,8 +450,13 @@ def _bound(
     return Call(name if known.endswith("*") else known, settings, given)
 
 
-def _attacks(audit: Audit, origin: Call, mistakes: Mistakes) -> tuple[Call, ...]:
-    """The attacks asked for, no two the same; where models are trained, each with enough references."""
+def _attacks(audit: Audit, origin: Call, mistakes: Mistakes, wrong: set[Any]) -> tuple[Call, ...]:
+    """The attacks asked for, no two the same; where models are trained, each with enough references.
+
+    wrong: keys of the block that hold mistakes, about which no more is said.
+    """
+    if "algorithm" in wrong:
+        return ()
     if audit.algorithm is None or "algorithm" in _fact(origin, "idle", ()):
         if _fact(origin, "needs_algorithm", True):
             mistakes.append((("audit", "algorithm"), "missing, and has no default"))
@@ -462,7 +476,8 @@ def _attacks(audit: Audit, origin: Call, mistakes: Mistakes) -> tuple[Call, ...]
         calls[call.label] = call
     calls = {label: _completed(call, calls.values()) for label, call in calls.items()}
     trained = origin.name == TRAINED or "train" in _fact(origin, "blocks", ())
-    if trained and (short := [call for call in calls.values() if min_pairs(call) > audit.num_ref_models]):
+    counted = trained and "num_ref_models" not in wrong
+    if counted and (short := [call for call in calls.values() if min_pairs(call) > audit.num_ref_models]):
         needs = " and ".join(f"{call.label} needs {min_pairs(call)}" for call in short)
         mistakes.append((("audit", "num_ref_models"), f"{audit.num_ref_models} is too few: {needs}"))
     return tuple(calls.values())

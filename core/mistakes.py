@@ -35,7 +35,11 @@ class Mistakes(list[tuple[Path_, str]]):
     """What is wrong so far, as (path of the key, message)."""
 
     def validation(self, path: Path_, error: ValidationError, known: list[str]) -> None:
-        for item in error.errors():
+        errors = error.errors()
+        for item in errors:
+            loc = item["loc"]
+            if item["type"] == "too_short" and any(e["loc"][: len(loc)] == loc != e["loc"] for e in errors):
+                continue  # an item that is wrong was not counted: it has a line of its own
             if item["type"] == "extra_forbidden":
                 self.append(((*path, *item["loc"]), unknown_key(str(item["loc"][-1]), known)))
             elif item["type"] == "missing":
@@ -43,6 +47,8 @@ class Mistakes(list[tuple[Path_, str]]):
             else:
                 loc = tuple(part for part in item["loc"] if part in known or isinstance(part, int))
                 message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
+                if item["type"] == "too_short":
+                    message = f"should have at least {item['ctx']['min_length']} items"
                 self.append(((*path, *loc), f"{message}, got {shown(item['input'])}"))
 
     def raise_if_any(self, source: Source) -> None:

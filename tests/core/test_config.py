@@ -87,6 +87,15 @@ audit:
         assert line.startswith(start) and part in line
 
 
+def test_a_wrong_key_of_audit_hides_no_mistake_of_its_attacks(write):
+    bad = GOOD.replace("[LOSS,", "[LOSS, RMIAA, {name: MultiLiRA, signals: [nope]},").replace("models: 2", "models: -2")
+    lines = mistakes(write(bad), "audit.precision=half")
+    assert len(lines) == 4, lines
+    assert any("audit.algorithm.1: no attack is called 'RMIAA'" in line for line in lines)
+    assert any("audit.algorithm.2.signals.0" in line for line in lines)  # and no line says that none are left
+    assert any("audit.num_ref_models" in line and "too few" not in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
