@@ -16,12 +16,11 @@ from core.types import Evidence, Settings, Signal
 from modules.mia.moments import masked_mean
 from modules.mia.probability import probability_of
 from modules.mia.tokens import DIVERGENCE, LOG_P, mean_where, of_tokens, out_probability, smallest, text_of
-from modules.mia.tuning import rehearsed
+from modules.mia.tuning import rehearsed, unrehearsed_a
 
 log = logging.getLogger(__name__)
 
 GRID = tuple(step / 10 for step in range(11))
-UNTUNED_A = 0.3
 
 
 def shared(evidence: Evidence, settings: Settings) -> tuple[float, float]:
@@ -66,7 +65,7 @@ def info_rmia(
     score is continuous, so unlike RMIA's share of z it has no ties at the top.
 
     mode: of Pr(x), as in RMIA: "offline" is ((1 + a) mean OUT + 1 - a) / 2; "online" (mean IN + mean OUT) / 2.
-    a: None tunes it on rehearsals; 0.3 where nothing can be rehearsed.
+    a: None tunes it on rehearsals; where nothing can be rehearsed it is that of the references' IN and OUT means.
     temperature: of the softmax that gives the probabilities.
     of_all: `a` and the divergence, where they are those of other points than these (`shared`).
     """
@@ -98,8 +97,7 @@ class _Ratios:
 def _tuned_a(evidence: Evidence) -> float:
     a = rehearsed(evidence, GRID, prepare=lambda e: _Ratios.of(e, False), score=lambda ratios, a: ratios.log(a))
     if a is None:
-        log.warning("InfoRMIA: a = %s, not tuned: rehearsing needs 2 pairs of references", UNTUNED_A)
-        return UNTUNED_A
+        return unrehearsed_a("InfoRMIA", evidence, probability_of)
     log.info("InfoRMIA: a = %s, tuned on rehearsals", a)
     return a
 

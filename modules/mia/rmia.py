@@ -17,12 +17,11 @@ from modules.mia.dominance import dominated, dominated_by_majority
 from modules.mia.moments import masked_mean
 from modules.mia.probability import probability_of
 from modules.mia.ranks import share
-from modules.mia.tuning import rehearsed
+from modules.mia.tuning import fitted_slope, rehearsed, unrehearsed_a
 
 log = logging.getLogger(__name__)
 
 GRID = tuple(step / 10 for step in range(11))  # of a, when it is tuned
-UNTUNED_A = 0.3  # where nothing can be rehearsed; the paper's value for CIFAR-10
 VOTING_POPULATION = 1000  # z used while tuning with a vote of several queries, whose cost grows with N P Q
 
 
@@ -179,7 +178,7 @@ def tuned_a(evidence: Evidence, options: _Options = _Options()) -> float:
     """The `a` of 0, .1, ..., 1 with the best mean AUC over rehearsals, the smallest of equals.
 
     Rehearsals attack references by references, so neither the target nor its twin has a say. With fewer
-    than two pairs there is nothing to rehearse: 0.3 then, and a warning.
+    than two pairs there is nothing to rehearse: `unrehearsed_a` then.
     """
     if options.queries == "majority" and len(evidence.target) > 1:
         evidence = _thinned(evidence, VOTING_POPULATION)
@@ -190,19 +189,15 @@ def tuned_a(evidence: Evidence, options: _Options = _Options()) -> float:
         score=lambda means, a: _ranked(means, a, options),
     )
     if best is None:
-        log.warning(
-            "RMIA: a = %s, not tuned: rehearsing needs 2 pairs of references and points of both kinds", UNTUNED_A
-        )
-        return UNTUNED_A
+        return unrehearsed_a("RMIA", evidence, lambda log_odds: probability_of(log_odds - np.float64(options.margin)))
     log.info("RMIA: a = %s, tuned on rehearsals", best)
     return best
 
 
 def fitted_a(means: _Means) -> float:
-    """The slope, within 0 and 1, of the least-squares line from OUT to IN means of x that passes through (1, 1)."""
+    """The slope between the IN and OUT means of x."""
     assert means.x_in is not None
-    out, inside = 1.0 - means.x_out, 1.0 - means.x_in
-    return float(np.clip((out * inside).sum() / max(np.square(out).sum(), np.finfo(float).tiny), 0.0, 1.0))
+    return fitted_slope(means.x_in, means.x_out)
 
 
 def _thinned(evidence: Evidence, most: int) -> Evidence:

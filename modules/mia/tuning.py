@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -10,10 +11,14 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from core.types import Evidence
+from modules.mia.moments import masked_mean
+
+log = logging.getLogger(__name__)
 
 REHEARSALS = (
     4  # each attacks all N points, so the AUC of a candidate is already known far better than candidates differ
 )
+UNTUNED_A = 0.3  # of RMIA, where there is nothing to learn it from; the paper's value for CIFAR-10
 
 Candidate = TypeVar("Candidate")
 Prepared = TypeVar("Prepared")
@@ -49,3 +54,25 @@ def covered(rehearsal: Evidence, member: Bool[Array, " N"]) -> tuple[Evidence, B
     """The points that have an IN and an OUT reference in this rehearsal: of whole pairs that is all of them."""
     covered = np.asarray(rehearsal.trained_on.any(axis=0) & ~rehearsal.trained_on.all(axis=0))
     return (rehearsal, member) if covered.all() else (rehearsal.at(covered), member[covered])
+
+
+def fitted_slope(inside: Float[Array, "Q N"], out: Float[Array, "Q N"]) -> float:
+    """`a` of mean IN = a (mean OUT) + 1 - a: least squares over the points, within 0 and 1."""
+    below, under = 1.0 - out, 1.0 - inside
+    return float(np.clip((below * under).sum() / max(np.square(below).sum(), np.finfo(float).tiny), 0.0, 1.0))
+
+
+def unrehearsed_a(attack: str, evidence: Evidence, p: Callable[[Float[Array, "Q N"]], Float[Array, "Q N"]]) -> float:
+    """`a` where nothing can be rehearsed: the slope between the references' own IN and OUT means, or else 0.3.
+
+    One pair of references already gives each point a model that trained on it and one that did not. The target is
+    never looked at. p: from the stored signal to a probability.
+    """
+    both, _ = covered(evidence, np.zeros(evidence.target.shape[1], dtype=bool))
+    if not both.target.shape[1]:
+        log.warning("%s: a = %s, not tuned: no point has references that trained on it and others", attack, UNTUNED_A)
+        return UNTUNED_A
+    means = (masked_mean(both.references, where, p) for where in (both.trained_on, ~both.trained_on))
+    a = round(fitted_slope(*means), 2)
+    log.info("%s: a = %s, from the references' IN and OUT means: rehearsing needs 2 pairs of references", attack, a)
+    return a

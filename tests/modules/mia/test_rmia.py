@@ -13,8 +13,8 @@ from core.rng import stream
 from core.types import Evidence, Signal
 from modules.mia import rmia as module
 from modules.mia.base import base
-from modules.mia.rmia import GRID, UNTUNED_A, _means, _Options, _score, fitted_a, rmia, signal_of, tuned_a
-from modules.mia.tuning import rehearsed
+from modules.mia.rmia import GRID, _means, _Options, _score, fitted_a, rmia, signal_of, tuned_a
+from modules.mia.tuning import UNTUNED_A, rehearsed
 from tests.worlds import (
     auc_error,
     gaussian_world,
@@ -238,8 +238,23 @@ def test_tuning_finds_which_a_a_world_wants():
     assert tuned_a(hard) > tuned_a(easy)
 
 
-def test_too_few_references_to_rehearse_on_are_said_not_hidden(caplog):
+def test_one_pair_gives_a_by_its_in_and_out_means_and_says_so(caplog):
+    """It cannot rehearse; but each point has a model that trained on it, and one that did not."""
+    easy, _ = gaussian_world(19, 6000, 1, shift=8.0, tau=0.5, population=100)
+    hard, member = gaussian_world(19, 6000, 1, shift=0.3, tau=3.0, population=100)
+    with caplog.at_level(logging.INFO):
+        assert tuned_a(hard) > tuned_a(easy) + 0.3
+    assert "IN and OUT means" in caplog.text
+    miss = 1 - expit(hard.references[:, 0].astype(float))
+    inside, out = (np.where(hard.trained_on[0] == whether, *miss) for whether in (True, False))
+    assert tuned_a(hard) == pytest.approx(inside @ out / (out @ out), abs=0.006)
+    assert tuned_a(replace(hard, target=-hard.target)) == tuned_a(hard)  # the target has no say
+    assert naive_auc(rmia(hard), member) > naive_auc(rmia(hard, a=0.0), member)
+
+
+def test_without_in_models_a_is_not_tuned_and_that_is_said(caplog):
     evidence, _ = gaussian_world(20, 200, 1, population=50)
+    evidence = replace(evidence, trained_on=np.zeros_like(evidence.trained_on))
     with caplog.at_level(logging.WARNING):
         scores = rmia(evidence)
     assert "not tuned" in caplog.text
