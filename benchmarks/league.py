@@ -35,7 +35,8 @@ PACKAGES = ("torch", "numpy", "scikit-learn", "mlxtend")
 PAIRS = (1, 2, 4, 8, 16, 64)
 TARGETS = 10
 FPRS = (0.01, 0.001)
-MODES = (("LiRA", {"mode": "offline"}), ("LabelRobustness", {"mode": "online"}))  # beside the default settings
+# Beside the default settings:
+MODES = (("LiRA", {"mode": "offline"}), ("RMIA", {"temperature": 2.0}), ("LabelRobustness", {"mode": "online"}))
 ASK_AGAIN = {"robust_label", "boundary"}  # signals of records that are altered
 TRAIN_AGAIN = {"distilled"}  # signals that take a training for each model: only with --full
 NEVER = 0  # the column of attacks that have no references
