@@ -375,7 +375,8 @@ def _readable(name: str, raw: Mapping[str, Any], mistakes: Mistakes) -> tuple[An
     """A block without its wrong keys, so that what hangs on the others is checked in the same go; and those keys."""
     wrong = {path[1] for path, _ in mistakes if len(path) > 1 and path[0] == name}
     values = raw.get(name)
-    rest = {key: value for key, value in values.items() if key not in wrong} if isinstance(values, dict) else {}
+    own = BLOCKS[name].model_fields
+    rest = {key: values[key] for key in own if key in values and key not in wrong} if isinstance(values, dict) else {}
     return (_checked(BLOCKS[name], rest, (name,), Mistakes()) if rest else None), wrong
 
 

@@ -48,7 +48,7 @@ class Mistakes(list[tuple[Path_, str]]):
                 loc = tuple(part for part in item["loc"] if part in known or isinstance(part, int))
                 message = item["msg"].replace("Input should", "should").replace("Value error, ", "")
                 if item["type"] == "too_short":
-                    message = f"should have at least {item['ctx']['min_length']} items"
+                    message = f"should have at least {item.get('ctx', {}).get('min_length')} items"
                 self.append(((*path, *loc), f"{message}, got {shown(item['input'])}"))
 
     def raise_if_any(self, source: Source) -> None:
