@@ -58,8 +58,8 @@ def covered(rehearsal: Evidence, member: Bool[Array, " N"]) -> tuple[Evidence, B
 
 def fitted_slope(inside: Float[Array, "Q N"], out: Float[Array, "Q N"]) -> float:
     """`a` of mean IN = a (mean OUT) + 1 - a: least squares over the points, within 0 and 1."""
-    below, under = 1.0 - out, 1.0 - inside
-    return float(np.clip((below * under).sum() / max(np.square(below).sum(), np.finfo(float).tiny), 0.0, 1.0))
+    of_in, of_out = 1.0 - inside, 1.0 - out  # the line passes through (1, 1)
+    return float(np.clip((of_in * of_out).sum() / max(np.square(of_out).sum(), np.finfo(float).tiny), 0.0, 1.0))
 
 
 def unrehearsed_a(attack: str, evidence: Evidence, p: Callable[[Float[Array, "Q N"]], Float[Array, "Q N"]]) -> float:
